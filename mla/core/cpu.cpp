@@ -1,0 +1,57 @@
+#include "mla/core/cpu.h"
+
+#include <cstdlib>
+
+#include "mla/core/error.h"
+
+namespace mla {
+namespace {
+
+constexpr Isa best_first[] = {Isa::avx512, Isa::avx2, Isa::scalar};
+
+}  // namespace
+
+const char* name_of(Isa isa) {
+  switch (isa) {
+    case Isa::scalar: return "scalar";
+    case Isa::avx2: return "avx2";
+    case Isa::avx512: return "avx512";
+  }
+  return "?";
+}
+
+bool supports(Isa isa) {
+  switch (isa) {
+    case Isa::scalar: return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::avx512:
+      return supports(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  return false;
+}
+
+bool supports_bf16_products() {
+  return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
+}
+
+Isa choose_isa(std::string_view wanted) {
+  for (const Isa isa : best_first) {
+    if (wanted.empty() && supports(isa)) return isa;
+    if (wanted != name_of(isa)) continue;
+    require(supports(isa), "MLA_ISA: this CPU lacks {}", wanted);
+    return isa;
+  }
+  fail("MLA_ISA: found '{}', expected scalar, avx2 or avx512", wanted);
+}
+
+Isa selected_isa() {
+  static const Isa isa = [] {
+    const char* wanted = std::getenv("MLA_ISA");
+    return choose_isa(wanted ? wanted : "");
+  }();
+  return isa;
+}
+
+}  // namespace mla
