@@ -1,0 +1,154 @@
+#include "mla/attention/mla.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "mla/attention/attention.h"
+#include "mla/core/error.h"
+#include "mla/core/parallel.h"
+#include "mla/kernels/ops.h"
+
+namespace mla {
+namespace {
+
+/// Columns that belong to one head in a [tokens, heads * width] matrix.
+MatrixView<float> head(MatrixView<float> x, std::int64_t h, std::int64_t width) {
+  return x.columns(h * width, width);
+}
+
+/// Queries [tokens, n_h (d_n + d_r)], the rope part of each head turned to its token's position.
+MatrixView<float> make_queries(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<const float> x,
+                               MlaScratch& scratch) {
+  MatrixView<float> q = matrix_in(scratch.queries, x.rows, s.num_heads * s.qk_head_dim());
+  if (s.q_lora_rank > 0) {
+    MatrixView<float> latent = matrix_in(scratch.query_latent, x.rows, s.q_lora_rank);
+    matmul(x, w.q_a_proj, call.compute, latent);
+    rms_norm(latent, w.q_a_norm, s.norm_epsilon, latent);
+    matmul(latent, w.q_b_proj, call.compute, q);
+  } else {
+    matmul(x, w.q_proj, call.compute, q);
+  }
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    for (std::int64_t h = 0; h < s.num_heads; ++h) {
+      call.rotary->rotate(*call.table, t, q.row(t) + h * s.qk_head_dim() + s.qk_nope_head_dim);
+    }
+  }
+  return q;
+}
+
+/// Computes each token's row [c_kv | k_rope] and stores it: all that a token leaves behind.
+void append_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<const float> x, KvCache& cache,
+                 MlaScratch& scratch) {
+  MatrixView<float> rows = matrix_in(scratch.latents, x.rows, s.latent_width());
+  matmul(x, w.kv_a_proj, call.compute, rows);
+  MatrixView<float> c_kv = rows.columns(0, s.kv_lora_rank);
+  rms_norm(c_kv, w.kv_a_norm, s.norm_epsilon, c_kv);
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    call.rotary->rotate(*call.table, t, rows.row(t) + s.kv_lora_rank);
+    cache.write(call.layer, call.first_position + t, rows.row(t));
+  }
+}
+
+QueryView as_queries(MatrixView<float> q, std::int64_t head_stride) {
+  return {q.data, q.rows, q.stride, head_stride};
+}
+
+/// Absorbed: scores are (q_nope W_UK | q_rope) . (c_kv | k_rope), the sum runs over the latents, W_UV comes last.
+void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<float> q, const KvView& kv,
+                     MlaScratch& scratch, MatrixView<float> values) {
+  MatrixView<float> absorbed = matrix_in(scratch.absorbed, q.rows, s.num_heads * s.latent_width());
+  parallel_for(s.num_heads, [&](std::int64_t h) {
+    MatrixView<float> q_head = head(q, h, s.qk_head_dim());
+    MatrixView<float> a_head = head(absorbed, h, s.latent_width());
+    matmul_transposed(q_head.columns(0, s.qk_nope_head_dim), w.w_uk(s, h), call.compute, a_head.columns(0, s.kv_lora_rank));
+    for (std::int64_t t = 0; t < q.rows; ++t) {
+      std::copy_n(q_head.row(t) + s.qk_nope_head_dim, s.qk_rope_head_dim, a_head.row(t) + s.kv_lora_rank);
+    }
+  });
+  MatrixView<float> context = matrix_in(scratch.context, q.rows, s.num_heads * s.kv_lora_rank);
+  const AttentionShape shape{s.num_heads, 1, s.latent_width(), s.kv_lora_rank, static_cast<float>(s.softmax_scale), true};
+  attend(shape, as_queries(absorbed, s.latent_width()), kv, context.data, nullptr);
+  parallel_for(s.num_heads, [&](std::int64_t h) {
+    matmul(head(context, h, s.kv_lora_rank), w.w_uv(s, h), call.compute, head(values, h, s.v_head_dim));
+  });
+}
+
+/// Rebuilds rows [first, first + count) of the cache as [k_nope | k_rope | v] per head, in scratch.part_rows.
+void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, const KvView& kv,
+                     const RowLayout& cached, std::int64_t first, std::int64_t count, const RowLayout& expanded,
+                     MlaScratch& scratch) {
+  MatrixView<float> latents = matrix_in(scratch.part_latents, count, s.latent_width());
+  for (std::int64_t i = 0; i < count; ++i) cached.read(kv.row(first + i), s.latent_width(), latents.row(i));
+  MatrixView<float> both = matrix_in(scratch.part_expanded, count, s.num_heads * (s.qk_nope_head_dim + s.v_head_dim));
+  matmul(latents.columns(0, s.kv_lora_rank), w.kv_b_proj, call.compute, both);
+
+  scratch.part_rows.resize(count * expanded.bytes());
+  parallel_for(count, [&](std::int64_t i) {
+    thread_local Buffer<float> memory;
+    float* row = memory.resize(expanded.values());
+    const float* k_and_v = both.row(i);
+    for (std::int64_t h = 0; h < s.num_heads; ++h) {
+      row = std::copy_n(k_and_v, s.qk_nope_head_dim, row);
+      row = std::copy_n(latents.row(i) + s.kv_lora_rank, s.qk_rope_head_dim, row);
+      row = std::copy_n(k_and_v + s.qk_nope_head_dim, s.v_head_dim, row);
+      k_and_v += s.qk_nope_head_dim + s.v_head_dim;
+    }
+    expanded.write(memory.data(), scratch.part_rows.data() + i * expanded.bytes());
+  });
+}
+
+/// Explicit: keys and values of every head are rebuilt from the latents, one part of the past at a time.
+void attend_decompressed(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<float> q,
+                         const KvView& kv, const RowLayout& cached, MlaScratch& scratch, MatrixView<float> values) {
+  const AttentionShape shape{s.num_heads, s.num_heads, s.qk_head_dim(), s.v_head_dim, static_cast<float>(s.softmax_scale),
+                             true};
+  const RowLayout expanded = RowLayout::heads(s.num_heads, s.qk_head_dim(), s.v_head_dim, call.compute);
+  OnlineAttention attention(shape, as_queries(q, s.qk_head_dim()), kv.length, values.data);
+  for (std::int64_t first = 0; first < kv.length; first += OnlineAttention::split_rows) {
+    const std::int64_t count = std::min(OnlineAttention::split_rows, kv.length - first);
+    decompress_rows(s, w, call, kv, cached, first, count, expanded, scratch);
+    const std::byte* page = scratch.part_rows.data();
+    attention.add(dense_view(expanded, page, count), first);
+  }
+  attention.finish(nullptr);
+}
+
+}  // namespace
+
+Weight MlaWeights::w_uk(const MlaShape& s, std::int64_t h) const {
+  return kv_b_proj.row_block(h * (s.qk_nope_head_dim + s.v_head_dim), s.qk_nope_head_dim);
+}
+
+Weight MlaWeights::w_uv(const MlaShape& s, std::int64_t h) const {
+  return kv_b_proj.row_block(h * (s.qk_nope_head_dim + s.v_head_dim) + s.qk_nope_head_dim, s.v_head_dim);
+}
+
+MlaForm choose_form(const MlaShape& s, std::int64_t tokens, std::int64_t length) {
+  // Multiply-adds per head. Explicit: rebuild `length` keys and values, then attend to them. Absorbed: W_UK and W_UV once
+  // per token, then attend to the latents. Doubles, since the products of real lengths are large.
+  const auto m = static_cast<double>(tokens), n = static_cast<double>(length);
+  const auto d_c = static_cast<double>(s.kv_lora_rank), d_r = static_cast<double>(s.qk_rope_head_dim);
+  const auto d_n = static_cast<double>(s.qk_nope_head_dim), d_v = static_cast<double>(s.v_head_dim);
+  const double decompress = n * d_c * (d_n + d_v) + m * n * (d_n + d_r + d_v);
+  const double absorb = m * d_c * (d_n + d_v) + m * n * (d_c + d_r + d_c);
+  return decompress < absorb ? MlaForm::decompress : MlaForm::absorb;
+}
+
+void mla_forward(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call, MatrixView<const float> x,
+                 KvCache& cache, MlaScratch& scratch, MatrixView<float> out) {
+  require(call.first_position + x.rows == cache.length(), "mla: tokens [{}, {}) do not end the cache of {} rows",
+          call.first_position, call.first_position + x.rows, cache.length());
+  MatrixView<float> queries = make_queries(shape, weights, call, x, scratch);
+  append_rows(shape, weights, call, x, cache, scratch);
+  const KvView past = cache.view(call.layer);
+  MatrixView<float> values = matrix_in(scratch.values, x.rows, shape.num_heads * shape.v_head_dim);
+  const MlaForm form = call.form == MlaForm::automatic ? choose_form(shape, x.rows, past.length) : call.form;
+  if (form == MlaForm::absorb) {
+    attend_absorbed(shape, weights, call, queries, past, scratch, values);
+  } else {
+    attend_decompressed(shape, weights, call, queries, past, cache.pool().layout(), scratch, values);
+  }
+  matmul(values, weights.o_proj, call.compute, out);
+}
+
+}  // namespace mla

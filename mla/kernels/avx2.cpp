@@ -1,0 +1,95 @@
+// Eight floats side by side: AVX2 and FMA. Compiled with -mavx2 -mfma -mf16c.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "mla/core/dtype.h"
+
+namespace mla {
+namespace {
+
+struct Lanes {
+  using F = __m256;
+  static constexpr int width = 8;
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set(float value) { return _mm256_set1_ps(value); }
+
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static F load(const bf16* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static F load_part(const float* p, std::int64_t n) { return _mm256_maskload_ps(p, first(n)); }
+  static F load_part(const bf16* p, std::int64_t n) {
+    alignas(16) std::uint16_t bits[8] = {};
+    for (std::int64_t i = 0; i < n; ++i) bits[i] = p[i].bits;
+    return widen(_mm_load_si128(reinterpret_cast<const __m128i*>(bits)));
+  }
+  static void store(float* p, F value) { _mm256_storeu_ps(p, value); }
+  static void store(bf16* p, F value) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(value)); }
+  static void store_part(float* p, F value, std::int64_t n) { _mm256_maskstore_ps(p, first(n), value); }
+  static void store_part(bf16* p, F value, std::int64_t n) {
+    alignas(16) std::uint16_t bits[8];
+    _mm_store_si128(reinterpret_cast<__m128i*>(bits), narrow(value));
+    for (std::int64_t i = 0; i < n; ++i) p[i].bits = bits[i];
+  }
+
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+
+  /// e^x to about 1 unit in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 in r, times 2^k.
+  /// 0 below -87.3 (where results would be subnormal), inf above 88.7, NaN for NaN.
+  static F exp(F x) {
+    const F k = _mm256_round_ps(mul(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    F r = _mm256_fnmadd_ps(k, set(0.693359375f), x);  // ln 2 in two parts, the first exact in 9 bits
+    r = _mm256_fnmadd_ps(k, set(-2.12194440e-4f), r);
+    F p = set(1.0f / 720);
+    p = fma(p, r, set(1.0f / 120));
+    p = fma(p, r, set(1.0f / 24));
+    p = fma(p, r, set(1.0f / 6));
+    p = fma(p, r, set(0.5f));
+    p = fma(p, r, set(1.0f));
+    p = fma(p, r, set(1.0f));
+    // 2^k as 2^(k/2) * 2^(k - k/2), so that k = 128 does not overflow the exponent field
+    const __m256i whole = _mm256_cvtps_epi32(k);
+    const __m256i half = _mm256_srai_epi32(whole, 1);
+    p = mul(mul(p, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
+    p = _mm256_blendv_ps(p, set(__builtin_inff()), _mm256_cmp_ps(x, set(88.72284f), _CMP_GT_OQ));
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, set(-87.33654f), _CMP_LT_OQ), p);
+  }
+
+  static float reduce_add(F x) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+  }
+
+ private:
+  static __m256i first(std::int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static F power_of_two(__m256i k) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
+  }
+  static F widen(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
+  static __m128i narrow(F value) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+  }
+};
+
+}  // namespace
+}  // namespace mla
+
+#include "mla/kernels/leaf_math.h"
+
+namespace mla {
+
+const LeafKernels avx2_kernels = make_kernels(Isa::avx2);
+
+}  // namespace mla

@@ -1,0 +1,79 @@
+// Sixteen floats side by side: AVX-512 F, BW, DQ and VL.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "mla/core/dtype.h"
+
+namespace mla {
+namespace {
+
+struct Lanes {
+  using F = __m512;
+  static constexpr int width = 16;
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set(float value) { return _mm512_set1_ps(value); }
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load(const bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static F load_part(const float* p, std::int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static F load_part(const bf16* p, std::int64_t n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+  static void store(float* p, F value) { _mm512_storeu_ps(p, value); }
+  static void store(bf16* p, F value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(value)); }
+  static void store_part(float* p, F value, std::int64_t n) { _mm512_mask_storeu_ps(p, first(n), value); }
+  static void store_part(bf16* p, F value, std::int64_t n) { _mm256_mask_storeu_epi16(p, first(n), narrow(value)); }
+
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+
+  /// e^x to about 1 unit in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 in r, times 2^k.
+  /// 0 below -87.3 (where results would be subnormal), inf above 88.7, NaN for NaN.
+  static F exp(F x) {
+    const F k = _mm512_roundscale_ps(mul(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    F r = _mm512_fnmadd_ps(k, set(0.693359375f), x);  // ln 2 in two parts, the first exact in 9 bits
+    r = _mm512_fnmadd_ps(k, set(-2.12194440e-4f), r);
+    F p = set(1.0f / 720);
+    p = fma(p, r, set(1.0f / 120));
+    p = fma(p, r, set(1.0f / 24));
+    p = fma(p, r, set(1.0f / 6));
+    p = fma(p, r, set(0.5f));
+    p = fma(p, r, set(1.0f));
+    p = fma(p, r, set(1.0f));
+    p = _mm512_scalef_ps(p, k);
+    p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, set(88.72284f), _CMP_GT_OQ), set(__builtin_inff()));
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set(-87.33654f), _CMP_NLT_UQ), p);
+  }
+
+  static float reduce_add(F x) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+  }
+
+ private:
+  static __mmask16 first(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static F widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
+  static __m256i narrow(F value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i result = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
+  }
+};
+
+}  // namespace
+}  // namespace mla
+
+#include "mla/kernels/leaf_math.h"
+
+namespace mla {
+
+const LeafKernels avx512_kernels = make_kernels(Isa::avx512);
+
+}  // namespace mla

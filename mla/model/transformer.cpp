@@ -1,0 +1,93 @@
+#include "mla/model/transformer.h"
+
+#include "mla/core/error.h"
+#include "mla/kernels/ops.h"
+
+namespace mla {
+namespace {
+
+MlaShape mla_shape(const ModelConfig& c) {
+  return {c.hidden_size,      c.num_heads,  c.q_lora_rank,   c.kv_lora_rank,       c.qk_nope_head_dim,
+          c.qk_rope_head_dim, c.v_head_dim, c.softmax_scale, c.latent_norm_epsilon};
+}
+
+void append(std::vector<float>* trace, MatrixView<const float> x) {
+  if (trace) trace->insert(trace->end(), x.data, x.data + x.rows * x.cols);
+}
+
+}  // namespace
+
+Transformer Transformer::load(const std::filesystem::path& directory) {
+  Transformer model;
+  model.config_ = read_config(directory);
+  model.checkpoint_ = std::make_shared<const Checkpoint>(Checkpoint::open(directory));
+  model.weights_ = bind_weights(model.config_, *model.checkpoint_);
+  model.mla_ = mla_shape(model.config_);
+  return model;
+}
+
+std::shared_ptr<PagePool> Transformer::make_pool(DType type, std::int64_t page_rows, std::int64_t max_pages) const {
+  const RowLayout layout = RowLayout::latent(config_.kv_lora_rank, config_.qk_rope_head_dim, type);
+  return std::make_shared<PagePool>(layout, config_.num_layers, page_rows, max_pages);
+}
+
+void Transformer::embed(std::span<const std::int32_t> ids, MatrixView<float> stream) const {
+  for (std::int64_t t = 0; t < stream.rows; ++t) {
+    read_row(weights_.embedding, ids[t], stream.row(t));
+    if (config_.embedding_scale == 1.0) continue;
+    for (std::int64_t i = 0; i < stream.cols; ++i) stream.row(t)[i] *= static_cast<float>(config_.embedding_scale);
+  }
+}
+
+void Transformer::layer_forward(std::int64_t layer, const MlaCall& call, KvCache& cache, TransformerScratch& scratch,
+                                MatrixView<float> stream) const {
+  const LayerWeights& w = weights_.layers[layer];
+  MatrixView<float> normed = matrix_in(scratch.normed, stream.rows, stream.cols);
+  MatrixView<float> branch = matrix_in(scratch.branch, stream.rows, stream.cols);
+
+  rms_norm(stream, w.input_norm, config_.norm_epsilon, normed);
+  mla_forward(mla_, w.mla, call, normed, cache, scratch.mla, branch);
+  add_scaled(branch, config_.residual_scale, stream);
+
+  rms_norm(stream, w.post_attention_norm, config_.norm_epsilon, normed);
+  if (w.is_moe) {
+    moe_forward(config_.moe, w.moe, normed, call.compute, scratch.moe, branch);
+  } else {
+    feed_forward(w.feed_forward, normed, call.compute, scratch.feed_forward, branch);
+  }
+  add_scaled(branch, config_.residual_scale, stream);
+}
+
+MatrixView<float> Transformer::forward(std::span<const std::int32_t> ids, const ForwardOptions& options,
+                                       const Rotary& rotary, KvCache& cache, TransformerScratch& scratch,
+                                       std::vector<float>* trace) const {
+  for (const std::int32_t id : ids) {
+    require(id >= 0 && id < config_.vocab_size, "token id: found {}, expected 0 to {}", id, config_.vocab_size - 1);
+  }
+  const auto count = static_cast<std::int64_t>(ids.size());
+  const std::int64_t first = cache.length();
+  cache.extend(count);
+  rotary.fill(first, count, scratch.rope);
+
+  MatrixView<float> stream = matrix_in(scratch.stream, count, config_.hidden_size);
+  embed(ids, stream);
+  append(trace, stream);
+  for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    const MlaCall call{layer, first, &rotary, &scratch.rope, options.form, options.compute};
+    layer_forward(layer, call, cache, scratch, stream);
+    if (layer + 1 < config_.num_layers) append(trace, stream);
+  }
+  rms_norm(stream, weights_.final_norm, config_.norm_epsilon, stream);
+  append(trace, stream);
+  return stream;
+}
+
+void Transformer::logits(MatrixView<const float> hidden, DType compute, MatrixView<float> out) const {
+  matmul(hidden, weights_.head, compute, out);
+  if (config_.logit_scale == 1.0) return;
+  for (std::int64_t t = 0; t < out.rows; ++t) {
+    for (std::int64_t i = 0; i < out.cols; ++i) out.row(t)[i] *= static_cast<float>(config_.logit_scale);
+  }
+}
+
+}  // namespace mla

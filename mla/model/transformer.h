@@ -1,0 +1,69 @@
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "mla/attention/mla.h"
+#include "mla/model/checkpoint.h"
+#include "mla/model/config.h"
+#include "mla/model/moe.h"
+#include "mla/model/weights.h"
+
+namespace mla {
+
+/// Memory that calls of Transformer::forward reuse; one per conversation that runs at a time.
+struct TransformerScratch {
+  Buffer<float> stream;    // [tokens, d] the residual stream
+  Buffer<float> normed;    // [tokens, d]
+  Buffer<float> branch;    // [tokens, d] what a layer adds
+  Rotary::Table rope;
+  MlaScratch mla;
+  FeedForwardScratch feed_forward;
+  MoeScratch moe;
+};
+
+/// How one forward pass computes.
+struct ForwardOptions {
+  MlaForm form = MlaForm::automatic;
+  DType compute = DType::f32;
+};
+
+/// A loaded model: config and weights, read-only, shared by any number of conversations.
+class Transformer {
+ public:
+  /// Loads a checkpoint directory: config.json and safetensors. The weights stay in the mapped files. Throws Error as
+  /// read_config, Checkpoint::open and bind_weights do.
+  static Transformer load(const std::filesystem::path& directory);
+
+  const ModelConfig& config() const { return config_; }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const ModelWeights& weights() const { return weights_; }
+
+  /// A pool for this model's rows, kept as `type`; at most `max_pages` pages.
+  std::shared_ptr<PagePool> make_pool(DType type, std::int64_t page_rows, std::int64_t max_pages) const;
+
+  /// Runs the tokens `ids` behind the cache's present end and appends their rows. Leaves the residual stream after the
+  /// last norm in the returned view [ids, d], which lives in `scratch`. `trace`, unless null, gets the embedding and the
+  /// stream after each layer, the last one normed: [layers + 1][ids][d] appended. Throws Error for an id outside the
+  /// vocabulary; the cache is then as before.
+  MatrixView<float> forward(std::span<const std::int32_t> ids, const ForwardOptions& options, const Rotary& rotary,
+                            KvCache& cache, TransformerScratch& scratch, std::vector<float>* trace = nullptr) const;
+
+  /// Logits [hidden.rows, vocab] of forward's hidden states.
+  void logits(MatrixView<const float> hidden, DType compute, MatrixView<float> out) const;
+
+ private:
+  Transformer() = default;
+  void embed(std::span<const std::int32_t> ids, MatrixView<float> stream) const;
+  void layer_forward(std::int64_t layer, const MlaCall& call, KvCache& cache, TransformerScratch& scratch,
+                     MatrixView<float> stream) const;
+
+  ModelConfig config_;
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  ModelWeights weights_;
+  MlaShape mla_;
+};
+
+}  // namespace mla
