@@ -84,7 +84,8 @@ void refuse_what_we_lack(JsonFields& fields) {
     if (fields.has(name)) fields.refuse(name, "null");
   }
   fields.must_be("pretraining_tp", 1);
-  if (fields.flag("use_sliding_window", true) && fields.has("sliding_window")) {
+  const bool has_window = fields.has("sliding_window");
+  if (fields.flag("use_sliding_window", true) && has_window) {
     fields.refuse("sliding_window", "null: this engine attends to the whole context");
   }
 }
@@ -256,9 +257,7 @@ void read_scales(JsonFields& fields, ModelConfig& config) {
 }
 
 void read_ids(JsonFields& fields, ModelConfig& config) {
-  const auto is_id = [&](const json& value) {
-    return value.is_number_unsigned() && value < config.vocab_size;
-  };
+  const auto is_id = [&](const json& value) { return is_integer(value, 0, config.vocab_size - 1); };
   const std::string expected = fmt::format("ids below vocab_size = {}", config.vocab_size);
   if (const json* bos = fields.find("bos_token_id")) {
     if (!is_id(*bos)) fields.refuse("bos_token_id", expected);
@@ -288,9 +287,8 @@ void read_quantization(JsonFields& config_fields, ModelConfig& config) {
   const char* expected = "two integers above 0: rows and columns of a block";
   const json& sides = fields.need("weight_block_size", expected);
   const bool is_pair =
-      sides.is_array() && sides.size() == 2 && std::ranges::all_of(sides, [](const json& side) {
-        return side.is_number_unsigned() && side >= 1 && side <= max_size;
-      });
+      sides.is_array() && sides.size() == 2 &&
+      std::ranges::all_of(sides, [](const json& side) { return is_integer(side, 1, max_size); });
   if (!is_pair) fields.refuse("weight_block_size", expected);
   config.fp8 = {sides[0].get<std::int64_t>(), sides[1].get<std::int64_t>()};
   fields.skip({"dequantize", "modules_to_not_convert", "modules_to_convert", "ignored_layers"});

@@ -24,6 +24,15 @@ std::string json_text(const json& value) {
   return text;
 }
 
+bool is_integer(const json& value, std::int64_t low, std::int64_t high) {
+  if (!value.is_number_integer()) return false;
+  // What is not negative is stored as unsigned: 2^64 - 1 must not turn into -1.
+  if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX))
+    return false;
+  const auto number = value.get<std::int64_t>();
+  return low <= number && number <= high;
+}
+
 JsonFields::JsonFields(const json& object, std::string source, std::string prefix)
     : object_(object), source_(std::move(source)), prefix_(std::move(prefix)) {
   if (object.is_object()) return;
@@ -50,11 +59,7 @@ const json& JsonFields::need(const std::string& name, std::string_view expected)
 std::int64_t JsonFields::integer(const std::string& name, std::int64_t low, std::int64_t high) {
   const std::string expected = fmt::format("an integer from {} to {}", low, high);
   const json& value = need(name, expected);
-  // The parser stores what is not negative as unsigned, so that 2^64 - 1 is no -1 here.
-  const bool fits = value.is_number_unsigned()
-                        ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(INT64_MAX)
-                        : value.is_number_integer();
-  if (!fits || value.get<std::int64_t>() < low || value.get<std::int64_t>() > high) refuse(name, expected);
+  if (!is_integer(value, low, high)) refuse(name, expected);
   return value.get<std::int64_t>();
 }
 

@@ -17,6 +17,9 @@ constexpr std::int64_t max_count = std::int64_t{1} << 31;  ///< of the vocabular
 /// A JSON value for messages: ASCII, one line, cut at 80 characters.
 std::string json_text(const nlohmann::json& value);
 
+/// Whether a JSON value is an integer in [low, high]; 64.0 and true are none.
+bool is_integer(const nlohmann::json& value, std::int64_t low, std::int64_t high);
+
 /// The fields of one JSON object, each read with its type and range checked, so that an Error says `source:
 /// field: found X, expected Y`. null counts as absent, as it does in transformers. Remembers what was asked
 /// for.

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -100,8 +99,8 @@ class Entry {
             json_text(value));
     std::vector<std::int64_t> numbers;
     for (const json& item : value) {
-      require(item.is_number_unsigned() && item <= std::numeric_limits<std::int64_t>::max(),
-              "{}: {}: found {}, expected integers from 0 to 2^63 - 1", where_, name, json_text(item));
+      require(is_integer(item, 0, INT64_MAX), "{}: {}: found {}, expected integers from 0 to 2^63 - 1",
+              where_, name, json_text(item));
       numbers.push_back(item.get<std::int64_t>());
     }
     return numbers;
