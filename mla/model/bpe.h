@@ -1,0 +1,116 @@
+#pragma once
+#include <array>
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mla/model/vocabulary.h"
+
+namespace mla {
+
+/// The character that stands for a byte in byte-level vocabularies: printable Latin-1 stands for itself, the
+/// others are numbered from U+0100 on.
+char32_t byte_level_char(unsigned char byte);
+
+/// The byte that a character stands for, or -1.
+int byte_level_byte(char32_t code);
+
+/// The ids of the words met lately, so that a common word is merged once. Holds a bounded number of words and
+/// forgets all of them when full.
+class WordCache {
+ public:
+  WordCache();
+
+  /// Appends the ids of `word` to `ids`; false if it isn't known.
+  bool find(std::string_view word, std::uint64_t hash, std::vector<std::int32_t>& ids) const;
+
+  void insert(std::string_view word, std::uint64_t hash, const std::int32_t* ids, std::size_t count);
+
+  static std::uint64_t hash(std::string_view word);
+
+ private:
+  struct Slot {
+    std::uint64_t hash;
+    std::uint32_t text_at, text_size;  // text_size 0: the slot is free
+    std::uint32_t ids_at, ids_size;
+  };
+  std::size_t place(std::uint64_t hash) const {
+    return static_cast<std::size_t>(hash >> 20) & (slots_.size() - 1);
+  }
+  void grow();
+
+  std::vector<Slot> slots_;
+  std::size_t used_ = 0;
+  std::string texts_;
+  std::vector<std::int32_t> ids_;
+};
+
+/// What one call of Tokenizer::encode works with: reused from word to word, never shared between threads.
+struct BpeWork {
+  WordCache cache;
+  std::vector<std::int32_t> symbols;
+  std::vector<std::uint32_t> ranks;
+  std::vector<std::uint32_t> next, previous;
+  std::vector<std::uint64_t> heap;
+  std::string text;
+};
+
+/// Byte pair encoding with the merges of a tokenizer.json: the pair with the lowest rank merges first, the
+/// leftmost of equals first.
+class Bpe {
+ public:
+  /// Reads the field `model`. Throws Error naming file and field if it isn't a BPE model, asks for what we
+  /// lack (dropout, continuing_subword_prefix, end_of_word_suffix, other types) or contradicts itself.
+  static Bpe parse(const nlohmann::json& model, const std::string& source);
+
+  /// Appends the ids of one word. With `byte_level` the word's bytes are read as byte_level_char of each. A
+  /// character that no token covers becomes the unknown token, or nothing if the model has none (as in
+  /// `tokenizers`).
+  void encode(std::string_view word, bool byte_level, BpeWork& work, std::vector<std::int32_t>& ids) const;
+
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+
+ private:
+  struct Merge {
+    std::uint64_t pair;
+    std::uint32_t rank;
+    std::int32_t id;
+  };
+  static constexpr std::uint32_t no_rank = UINT32_MAX;
+  static constexpr std::uint64_t no_pair = UINT64_MAX;
+
+  /// Where the search for a pair begins in merges_.
+  std::size_t slot_of(std::uint64_t pair) const {
+    return static_cast<std::size_t>((pair * 0x9E3779B97F4A7C15u) >> merges_shift_);
+  }
+  static std::uint64_t pair_of(std::int32_t left, std::int32_t right) {
+    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 |
+           static_cast<std::uint32_t>(right);
+  }
+  void read_vocabulary(const nlohmann::json& vocab, const std::string& place);
+  void read_merges(const nlohmann::json& merges, const std::string& place);
+  void index_characters();
+  const Merge* find(std::int32_t left, std::int32_t right) const;
+  std::uint32_t rank(std::int32_t left, std::int32_t right) const;
+  void symbols_of(std::string_view word, bool byte_level, std::vector<std::int32_t>& symbols) const;
+  void add_uncovered(std::string_view character, std::int32_t& unknown,
+                     std::vector<std::int32_t>& symbols) const;
+  void merge_short(BpeWork& work) const;
+  void merge_long(BpeWork& work) const;
+
+  Vocabulary vocabulary_;
+  std::vector<Merge> merges_;  // open addressing, a power of two
+  int merges_shift_ = 0;
+  std::vector<std::int32_t> by_character_;  // id of a one-character token by code point, -1 if there's none
+  std::array<std::int32_t, 256> by_byte_{};
+  std::array<std::int32_t, 256> fallback_{};  // id of <0xHH>, -1 if there's none
+  bool ignore_merges_ = false;
+  bool byte_fallback_ = false;
+  bool fuse_unknown_ = false;
+  std::optional<std::int32_t> unknown_;
+};
+
+}  // namespace mla
