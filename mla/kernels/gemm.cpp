@@ -81,12 +81,16 @@ class PrimitiveCache {
   std::map<Key, Primitive> primitives_;
 };
 
-void gemm_block_scalar(std::int64_t n, std::int64_t k, const float* a, std::int64_t lda, const float* b, float* c) {
+void gemm_block_scalar(std::int64_t n, std::int64_t k, const float* a, std::int64_t lda, const float* b,
+                       std::int64_t tokens, float* c) {
   for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t t = 0; t < gemm_tokens; ++t) {
-      float sum = 0.0f;
-      for (std::int64_t j = 0; j < k; ++j) sum += a[i * lda + j] * b[t * k + j];
-      c[i * gemm_tokens + t] = sum;
+    const float* row = a + i * lda;
+    for (std::int64_t t = 0; t < tokens; t += 4) {  // four sums at a time hide the latency of an addition
+      float sums[4] = {};
+      for (std::int64_t j = 0; j < k; ++j) {
+        for (std::int64_t u = 0; u < 4; ++u) sums[u] += row[j] * b[(t + u) * k + j];
+      }
+      for (std::int64_t u = 0; u < 4; ++u) c[i * gemm_tokens + t + u] = sums[u];
     }
   }
 }
@@ -98,9 +102,10 @@ DType gemm_type(DType compute) {
   return compute == DType::bf16 && bf16_pairs ? DType::bf16 : DType::f32;
 }
 
-void gemm_block(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b, float* c) {
+void gemm_block(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b,
+                std::int64_t tokens, float* c) {
   if (selected_isa() == Isa::scalar) {
-    return gemm_block_scalar(n, k, static_cast<const float*>(a), lda, static_cast<const float*>(b), c);
+    return gemm_block_scalar(n, k, static_cast<const float*>(a), lda, static_cast<const float*>(b), tokens, c);
   }
   thread_local PrimitiveCache cache;
   cache.run(type, n, k, a, lda, b, c);

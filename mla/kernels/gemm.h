@@ -13,8 +13,10 @@ constexpr std::int64_t gemm_tokens = 16;
 DType gemm_type(DType compute);
 
 /// c[n][16] = a [n, k] (row stride lda) times the transpose of b [16, k], sums over the full depth in f32. `a` and `b` hold
-/// elements of `type`, which gemm_type returned. Single-threaded; oneDNN does the work, or plain loops when MLA_ISA=scalar.
-/// For one (type, n, k, lda) the same instructions run at every call.
-void gemm_block(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b, float* c);
+/// elements of `type`, which gemm_type returned. Of each c[n], only the first `tokens` values need be right. Single-threaded;
+/// oneDNN does the work, or plain loops when MLA_ISA=scalar. For one (type, n, k, lda) the same instructions make each
+/// value, whatever `tokens` is.
+void gemm_block(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b,
+                std::int64_t tokens, float* c);
 
 }  // namespace mla

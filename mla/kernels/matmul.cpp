@@ -139,8 +139,8 @@ void run_blocks(MatrixView<const float> x, DType compute, std::int64_t outputs, 
     const auto [a, lda] = weight_block(begin, count, scratch);
     float* product = scratch.product.resize(block_outputs * gemm_tokens);
     for (std::int64_t t = 0; t < x.rows; t += gemm_tokens) {
-      gemm_block(type, count, depth, a, lda, tokens.data() + t * depth * size_of(type), product);
       const std::int64_t valid = std::min(gemm_tokens, x.rows - t);
+      gemm_block(type, count, depth, a, lda, tokens.data() + t * depth * size_of(type), valid, product);
       for (std::int64_t i = 0; i < valid; ++i) {
         float* row = y.row(t + i) + begin;
         for (std::int64_t o = 0; o < count; ++o) row[o] = product[o * gemm_tokens + i];
