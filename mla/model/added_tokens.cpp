@@ -102,8 +102,9 @@ AddedTokens AddedTokens::parse(const json* value, const std::string& source, con
     const auto known = vocabulary.find(token.content);
     const std::string* holder = vocabulary.token(token.id);
     if (known ? *known != token.id : holder != nullptr) {
-      fail("{}: added_tokens[{}]: {} has the id {}, but in model.vocab {}", source, i, shown_text(token.content),
-           token.id, known ? fmt::format("it has the id {}", *known) : "that id is " + shown_text(*holder));
+      fail("{}: added_tokens[{}]: {} has the id {}, but in model.vocab {}", source, i,
+           shown_text(token.content), token.id,
+           known ? fmt::format("it has the id {}", *known) : "that id is " + shown_text(*holder));
     }
     const bool is_new =
         added.by_content_.emplace(token.content, i).second && added.by_id_.emplace(token.id, i).second;
@@ -113,12 +114,14 @@ AddedTokens AddedTokens::parse(const json* value, const std::string& source, con
   }
   for (const bool special : {true, false}) {  // of equal normalized texts a special token goes first
     for (std::size_t i = 0; i < added.tokens_.size(); ++i) {
-      const AddedToken& token = added.tokens_[i];
+      AddedToken& token = added.tokens_[i];
       if (token.special != special) continue;
-      const std::string text = token.normalized ? normalizer.apply(token.content) : token.content;
-      require(!text.empty(), "{}: added_tokens[{}]: nothing is left of {} after normalization", source, i,
-              shown_text(token.content));
-      (token.normalized ? added.normalized_ : added.raw_).add(text, i);
+      token.text = token.normalized ? normalizer.apply(token.content) : token.content;
+      if (token.text.empty()) {
+        fail("{}: added_tokens[{}]: nothing is left of {} after normalization", source, i,
+             shown_text(token.content));
+      }
+      (token.normalized ? added.normalized_ : added.raw_).add(token.text, i);
     }
   }
   return added;

@@ -16,6 +16,7 @@ namespace mla {
 /// One entry of `added_tokens`.
 struct AddedToken {
   std::string content;
+  std::string text;  ///< what it decodes to and what is looked for: the content, normalized if `normalized`
   std::int32_t id = 0;
   bool single_word = false;  ///< only where no letter, digit or underscore touches it
   bool lstrip = false;       ///< takes the whitespace before it along

@@ -145,7 +145,7 @@ const std::string& Tokenizer::Parts::token(std::int32_t id) const {
   require(id >= 0 && id < size, "token id {} is out of range: the vocabulary has ids from 0 to {}", id,
           size - 1);
   const AddedToken* token = added.find(id);
-  if (token != nullptr) return token->content;
+  if (token != nullptr) return token->text;
   const std::string* text = model.vocabulary().token(id);
   require(text != nullptr, "token id {} belongs to no token, though the vocabulary has ids from 0 to {}", id,
           size - 1);
