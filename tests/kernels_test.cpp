@@ -1,0 +1,284 @@
+// Every leaf kernel of every instruction set against double-precision loops. Arrays end at an unreadable
+// page, so a kernel that touches one element too many ends the run, and a canary stands before them.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "mla/kernels/leaf.h"
+#include "mla/kernels/ops.h"
+#include "support/oracle.h"
+
+namespace mla {
+namespace {
+
+using test::Random;
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+/// `n` elements whose last one ends where memory ends.
+template <class T>
+class Edge {
+ public:
+  explicit Edge(std::int64_t n) : n_(n) {
+    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    const std::size_t used = (canary + static_cast<std::size_t>(n) * sizeof(T) + page - 1) / page * page;
+    size_ = used + page;
+    memory_ = static_cast<std::byte*>(
+        ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (memory_ == MAP_FAILED || ::mprotect(memory_ + used, page, PROT_NONE) != 0) std::abort();
+    data_ = reinterpret_cast<T*>(memory_ + used) - n;
+    std::memset(reinterpret_cast<std::byte*>(data_) - canary, 0xa5, canary);
+  }
+  explicit Edge(const std::vector<T>& values) : Edge(static_cast<std::int64_t>(values.size())) {
+    std::copy(values.begin(), values.end(), data_);
+  }
+  Edge(const Edge&) = delete;
+  ~Edge() {
+    const auto* before = reinterpret_cast<const std::uint8_t*>(data_) - canary;
+    for (std::size_t i = 0; i < canary; ++i) EXPECT_EQ(before[i], 0xa5) << "written before the array";
+    ::munmap(memory_, size_);
+  }
+  T* data() { return data_; }
+  T& operator[](std::int64_t i) { return data_[i]; }
+  std::int64_t size() const { return n_; }
+
+ private:
+  static constexpr std::size_t canary = 64;
+  std::int64_t n_;
+  std::size_t size_;
+  std::byte* memory_;
+  T* data_;
+};
+
+std::vector<std::int64_t> lengths() {
+  std::vector<std::int64_t> all;
+  for (std::int64_t n = 0; n <= 70; ++n) all.push_back(n);
+  for (const std::int64_t n : {127, 129, 576, 1001, 4099}) all.push_back(n);
+  return all;
+}
+
+/// Error of a sum of n f32 products: each rounding 6e-8 of the running sum, growing as its square root.
+double sum_error(double magnitude, std::int64_t n) {
+  return 1.2e-7 * (2 + std::sqrt(static_cast<double>(n))) * magnitude;
+}
+
+class LeafTest : public testing::TestWithParam<Isa> {
+ protected:
+  const LeafKernels& leaf = leaf_kernels(GetParam());
+  Random random{1};
+};
+
+TEST_P(LeafTest, NamesItsInstructionSet) {
+  EXPECT_EQ(leaf.isa, GetParam());
+}
+
+TEST_P(LeafTest, Dot) {
+  for (const std::int64_t n : lengths()) {
+    Edge<float> a(random.values(n)), b(random.values(n));
+    double expected = 0, magnitude = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      expected += static_cast<double>(a[i]) * b[i];
+      magnitude += std::abs(static_cast<double>(a[i]) * b[i]);
+    }
+    EXPECT_NEAR(leaf.dot(a.data(), b.data(), n), expected, sum_error(magnitude, n)) << n;
+  }
+}
+
+TEST_P(LeafTest, RmsNorm) {
+  for (const std::int64_t n : lengths()) {
+    for (const float epsilon : {1e-6f, 0.5f}) {
+      const auto values = random.values(n);
+      Edge<float> x(values), weight(random.values(n)), out(n), in_place(values);
+      double squares = 0;
+      for (const float v : values) squares += static_cast<double>(v) * v;
+      leaf.rms_norm(x.data(), weight.data(), epsilon, out.data(), n);
+      leaf.rms_norm(in_place.data(), weight.data(), epsilon, in_place.data(), n);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const double expected = values[i] * static_cast<double>(weight[i]) /
+                                std::sqrt(squares / static_cast<double>(n) + epsilon);
+        EXPECT_NEAR(out[i], expected, sum_error(std::abs(expected), n)) << n;
+        EXPECT_EQ(out[i], in_place[i]) << n;
+      }
+    }
+  }
+  Edge<float> zero(std::vector<float>(17, 0.0f)), weight(random.values(17));
+  leaf.rms_norm(zero.data(), weight.data(), 1e-6f, zero.data(), 17);
+  for (std::int64_t i = 0; i < 17; ++i) EXPECT_EQ(zero[i], 0.0f);
+}
+
+/// The exp inside costs 2 units in the last place, the rest 2 more: 4 * 6e-8, twice.
+TEST_P(LeafTest, Swiglu) {
+  const auto expect_swiglu = [&](std::vector<float> gates) {
+    const auto n = static_cast<std::int64_t>(gates.size());
+    Edge<float> gate(gates), up(random.values(n)), out(n);
+    leaf.swiglu(gate.data(), up.data(), out.data(), n);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double expected = gates[i] / (1 + std::exp(-static_cast<double>(gates[i]))) * up[i];
+      EXPECT_NEAR(out[i], expected, 5e-7 * std::abs(expected) + 1e-35) << gates[i];
+    }
+    leaf.swiglu(gate.data(), up.data(), gate.data(), n);
+    EXPECT_EQ(0, std::memcmp(gate.data(), out.data(), static_cast<std::size_t>(n) * 4)) << "out may be gate";
+  };
+  for (const std::int64_t n : lengths()) expect_swiglu(random.values(n, 4));
+  expect_swiglu({-1e30f, -1e5f,  -1000.f, -104.f, -103.f, -90.f,   -89.f,  -88.8f, -88.7f,
+                 -88.f,  -87.5f, -87.f,   -50.f,  -17.f,  -1e-30f, -0.f,   0.f,    1e-30f,
+                 0.5f,   17.f,   50.f,    87.f,   88.f,   89.f,    1000.f, 1e30f});
+  std::vector<float> fine;
+  for (int i = -9000; i < 9000; ++i) fine.push_back(static_cast<float>(i) * 0.01f);
+  expect_swiglu(fine);
+}
+
+TEST_P(LeafTest, AddScaled) {
+  for (const std::int64_t n : lengths()) {
+    const auto before = random.values(n);
+    Edge<float> x(random.values(n)), y(before);
+    leaf.add_scaled(x.data(), 0.37f, y.data(), n);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double product = static_cast<double>(0.37f) * x[i];
+      EXPECT_NEAR(y[i], before[i] + product, 1.2e-7 * (std::abs(product) + std::abs(before[i]))) << n;
+    }
+  }
+}
+
+TEST_P(LeafTest, Bf16ToF32IsExactForEveryCode) {
+  std::vector<bf16> codes;
+  for (std::uint32_t code = 0; code < 65536; ++code) codes.push_back({static_cast<std::uint16_t>(code)});
+  for (const std::int64_t n : lengths()) {
+    Edge<bf16> x(std::vector<bf16>(codes.end() - n, codes.end()));
+    Edge<float> out(n);
+    leaf.bf16_to_f32(x.data(), out.data(), n);
+    for (std::int64_t i = 0; i < n; ++i)
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(out[i]), static_cast<std::uint32_t>(x[i].bits) << 16);
+  }
+  std::vector<float> all(65536);
+  leaf.bf16_to_f32(codes.data(), all.data(), 65536);
+  for (std::uint32_t code = 0; code < 65536; ++code)
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(all[code]), code << 16);
+}
+
+TEST_P(LeafTest, F32ToBf16RoundsToNearestEven) {
+  std::vector<float> values;
+  for (std::uint32_t code = 0; code < 65536; code += 3) {  // every sign, exponent and parity
+    for (const std::uint32_t low : {0x0000u, 0x0001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) {
+      values.push_back(std::bit_cast<float>(code << 16 | low));
+    }
+  }
+  std::vector<bf16> out(values.size());
+  leaf.f32_to_bf16(values.data(), out.data(), static_cast<std::int64_t>(values.size()));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (std::isnan(values[i]))
+      ASSERT_TRUE(std::isnan(to_float(out[i])));
+    else
+      ASSERT_EQ(out[i].bits, test::nearest_bf16(values[i])) << std::hexfloat << values[i];
+  }
+  for (const std::int64_t n : lengths()) {
+    Edge<float> x(random.values(n));
+    Edge<bf16> y(n);
+    leaf.f32_to_bf16(x.data(), y.data(), n);
+    for (std::int64_t i = 0; i < n; ++i) EXPECT_EQ(y[i].bits, test::nearest_bf16(x[i])) << n;
+  }
+}
+
+/// Two tiles one after the other, against the softmax of all their rows at once.
+template <class T>
+void check_attend(const LeafKernels& leaf, Random& random, std::int64_t heads, std::int64_t d_qk,
+                  std::int64_t d_v, std::int64_t first, std::int64_t second, double spread) {
+  constexpr DType type = sizeof(T) == 2 ? DType::bf16 : DType::f32;
+  const std::int64_t width = d_qk + d_v, total = first + second;
+  test::PlainRows plain{random.values(total * width), total, width, d_qk, width};
+  for (std::int64_t i = 0; i < total * width; ++i) {
+    plain.data[i] =
+        test::rounded(plain.data[i] * (i % width < d_qk ? static_cast<float>(spread) : 1.0f), type);
+  }
+  std::vector<std::unique_ptr<Edge<T>>> memory;  // each row ends at the edge
+  std::vector<const std::byte*> rows;
+  for (std::int64_t r = 0; r < total; ++r) {
+    memory.push_back(std::make_unique<Edge<T>>(width));
+    for (std::int64_t i = 0; i < width; ++i) {
+      if constexpr (type == DType::bf16)
+        (*memory.back())[i] = to_bf16(plain.data[r * width + i]);
+      else
+        (*memory.back())[i] = plain.data[r * width + i];
+    }
+    rows.push_back(reinterpret_cast<const std::byte*>(memory.back()->data()));
+  }
+  const std::int64_t stride = d_qk + 2;
+  Edge<float> query(random.values((heads - 1) * stride + d_qk));
+  const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(d_qk)));
+  const auto expected =
+      test::plain_attention({heads, 1, d_qk, d_v, scale, false}, {query.data(), 1, 0, stride}, plain);
+
+  Edge<float> max(std::vector<float>(static_cast<std::size_t>(heads), -infinity));
+  Edge<float> sum(std::vector<float>(static_cast<std::size_t>(heads), 0.0f));
+  Edge<float> acc(std::vector<float>(static_cast<std::size_t>(heads * d_v), 0.0f));
+  AttendTile tile{query.data(), stride,      heads,     d_qk, d_v,
+                  scale,        rows.data(), first,     0,    d_qk * static_cast<std::int64_t>(sizeof(T)),
+                  max.data(),   sum.data(),  acc.data()};
+  const auto run = type == DType::bf16 ? leaf.attend_bf16 : leaf.attend_f32;
+  run(tile);
+  tile.rows += first;
+  tile.num_rows = second;
+  if (second > 0) run(tile);
+  const double tolerance = 2e-6 * (1 + spread);  // the error of a score grows with its size
+  for (std::int64_t h = 0; h < heads; ++h) {
+    EXPECT_NEAR(max[h] + std::log(sum[h]), expected.lse[h],
+                tolerance * std::max(1.0, std::abs(expected.lse[h])));
+    for (std::int64_t i = 0; i < d_v; ++i) {
+      const std::int64_t at = h * d_v + i;
+      ASSERT_NEAR(acc[at] / sum[h], expected.out[at], tolerance * expected.weight[at] + 1e-30)
+          << "heads " << heads << " d_qk " << d_qk << " d_v " << d_v << " rows " << first << "+" << second
+          << " head " << h;
+    }
+  }
+}
+
+TEST_P(LeafTest, AttendTile) {
+  for (std::int64_t d = 1; d <= 70; ++d) {  // every width of vector tail, every row count
+    const std::int64_t first = 1 + d % 64, second = d * 7 % 65;
+    check_attend<float>(leaf, random, 1 + d % 5, d, 71 - d, first, second, 1);
+    check_attend<bf16>(leaf, random, 1 + d % 5, 71 - d, d, first, second, 1);
+  }
+  for (const std::int64_t heads : {1, 15, 16}) {
+    check_attend<float>(leaf, random, heads, 576, 512, 64, 64, 1);
+    check_attend<bf16>(leaf, random, heads, 576, 512, 63, 1, 1);
+  }
+}
+
+/// Scores of some 300: most exps are exactly 0, and the maximum moves from tile to tile.
+TEST_P(LeafTest, AttendTileWithLargeScores) {
+  for (int i = 0; i < 20; ++i) {
+    check_attend<float>(leaf, random, 3, 8, 5, 30, 31, 150);
+    check_attend<bf16>(leaf, random, 3, 8, 5, 64, 2, 150);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, LeafTest, testing::ValuesIn(test::supported_isas()),
+                         [](const auto& isa) { return std::string(name_of(isa.param)); });
+
+TEST(OpsTest, WorkOnStridedRowsAndLeaveTheGapsAlone) {
+  Random random(2);
+  auto x = random.values(3 * 11), weight = random.values(7), y = random.values(3 * 9);
+  const auto y_before = y, x_before = x;
+  rms_norm({x.data(), 3, 7, 11}, weight, 1e-6, {x.data(), 3, 7, 11});
+  add_scaled({x.data(), 3, 7, 11}, -2.0, {y.data(), 3, 7, 9});
+  for (std::int64_t t = 0; t < 3; ++t) {
+    double squares = 0;
+    for (std::int64_t i = 0; i < 7; ++i) squares += std::pow(x_before[t * 11 + i], 2);
+    for (std::int64_t i = 0; i < 11; ++i) {
+      const double normed =
+          i < 7 ? x_before[t * 11 + i] / std::sqrt(squares / 7 + 1e-6) * weight[i] : x_before[t * 11 + i];
+      EXPECT_NEAR(x[t * 11 + i], normed, 1e-6);
+    }
+    for (std::int64_t i = 0; i < 9; ++i) {
+      EXPECT_NEAR(y[t * 9 + i], y_before[t * 9 + i] - (i < 7 ? 2.0 * x[t * 11 + i] : 0.0), 1e-6);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mla
