@@ -31,7 +31,7 @@ class StrictBuilder : public nlohmann::json_sax<json> {
 
   bool key(string_t& name) override {
     const auto [slot, is_new] = open_.back()->get_ref<json::object_t&>().emplace(name, nullptr);
-    require(is_new, "{}: key '{}' occurs twice in one object", source_, name);
+    require(is_new, "{}: key '{}' occurs twice in one object", source_, printable(name));
     slot_ = &slot->second;
     return true;
   }

@@ -82,6 +82,10 @@ MatrixView<float> Transformer::forward(std::span<const std::int32_t> ids, const 
   return stream;
 }
 
+MlaForm Transformer::form_for(MlaForm wanted, std::int64_t tokens, std::int64_t length) const {
+  return wanted == MlaForm::automatic ? choose_form(mla_, tokens, length) : wanted;
+}
+
 void Transformer::logits(MatrixView<const float> hidden, DType compute, MatrixView<float> out) const {
   matmul(hidden, weights_.head, compute, out);
   if (config_.logit_scale == 1.0) return;

@@ -51,6 +51,9 @@ class Transformer {
   MatrixView<float> forward(std::span<const std::int32_t> ids, const ForwardOptions& options, const Rotary& rotary,
                             KvCache& cache, TransformerScratch& scratch, std::vector<float>* trace = nullptr) const;
 
+  /// The form in which forward attends from `tokens` new tokens over `length` rows in all: `wanted`, or what automatic means.
+  MlaForm form_for(MlaForm wanted, std::int64_t tokens, std::int64_t length) const;
+
   /// Logits [hidden.rows, vocab] of forward's hidden states.
   void logits(MatrixView<const float> hidden, DType compute, MatrixView<float> out) const;
 

@@ -85,6 +85,10 @@ std::span<const float> Session::feed(std::span<const std::int32_t> ids) {
   return logits_.span();
 }
 
+void Session::append(std::span<const std::int32_t> ids) {
+  run_chunks(ids, [](MatrixView<float>, std::int64_t) {});
+}
+
 void Session::feed_all(std::span<const std::int32_t> ids, MatrixView<float> out) {
   run_chunks(ids, [&](MatrixView<float> hidden, std::int64_t first) {
     model_.logits(hidden, options_.compute, out.block(first, hidden.rows));

@@ -29,10 +29,13 @@ class Session {
   /// conversation would outgrow max_tokens; the conversation is then as before.
   std::span<const float> feed(std::span<const std::int32_t> ids);
 
-  /// The same, with the logits behind every id: out [ids, vocab].
+  /// The same without logits: for all but the last part of a long prompt that is fed part by part.
+  void append(std::span<const std::int32_t> ids);
+
+  /// The same as feed, with the logits behind every id: out [ids, vocab].
   void feed_all(std::span<const std::int32_t> ids, MatrixView<float> out);
 
-  /// The same, with the stream after each layer instead: [layers + 1][ids][d], as Transformer::forward's trace.
+  /// The same as feed, with the stream after each layer instead: [layers + 1][ids][d], as Transformer::forward's trace.
   std::vector<float> feed_traced(std::span<const std::int32_t> ids);
 
   std::int64_t length() const { return cache_.length(); }

@@ -1,0 +1,138 @@
+// The program `mla`: reads the command line and calls one command. Exit status 0, 1 for an error, 2 for wrong usage.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <functional>
+
+#include "apps/commands.h"
+#include "mla/core/error.h"
+
+namespace mla::app {
+namespace {
+
+void add_json(CLI::App* command, bool& json) {
+  command->add_flag("--json", json, "Print JSON");
+}
+
+void add_directory(CLI::App* command, std::string& model) {
+  command->add_option("--model", model, "Checkpoint directory: config.json, safetensors, tokenizer.json")
+      ->type_name("DIR")
+      ->default_str("the model that ships with the program");
+}
+
+void add_model(CLI::App* command, ModelOptions& o) {
+  add_directory(command, o.model);
+  command->add_option("--attention", o.attention, "explicit: rebuild K and V from the latents; absorbed: attend to them")
+      ->check(CLI::IsMember({"auto", "explicit", "absorbed"}))
+      ->capture_default_str();
+  command->add_option("--dtype", o.dtype, "Arithmetic of the products")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->default_str("f32 for f32 checkpoints, else bf16");
+  command->add_option("--cache-dtype", o.cache_dtype, "Type of the cached rows")
+      ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
+      ->default_str("as --dtype");
+  command->add_option("--chunk", o.chunk, "Most prompt tokens of one forward pass")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
+      ->capture_default_str();
+  command->add_option("--threads", o.threads, "Threads")
+      ->check(CLI::Range(1, 1024))
+      ->default_str("one per processor");
+  command->add_flag("--oversubscribe", o.oversubscribe, "Load a checkpoint that does not fit into memory all the same");
+}
+
+/// One of `text_name` and --ids.
+void add_input(CLI::App* command, InputOptions& o, const char* text_name, const char* text_help) {
+  CLI::Option* text = command->add_option(text_name, o.text, text_help)->type_name("TEXT");
+  command->add_option("--ids", o.ids, "Token ids, as 1,2,3")->type_name("IDS")->excludes(text);
+}
+
+void add_generate(CLI::App& app, GenerateOptions& o, std::function<void()>& run) {
+  CLI::App* command = app.add_subcommand("generate", "Continue a text");
+  add_model(command, o.model);
+  add_input(command, o.input, "--prompt", "Text to continue; - reads standard input");
+  command->add_option("--max-tokens", o.max_tokens, "Most new tokens")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 31))
+      ->capture_default_str();
+  command->add_option("--temperature", o.temperature, "0 is greedy")->capture_default_str();
+  command->add_option("--top-p", o.top_p, "Keep the likeliest tokens that reach this probability")->capture_default_str();
+  command->add_option("--top-k", o.top_k, "Keep that many of the likeliest tokens; 0 keeps all")->capture_default_str();
+  command->add_option("--seed", o.seed, "The same seed gives the same text")->capture_default_str();
+  command->add_flag("--ignore-eos", o.ignore_eos, "Go on behind the end-of-text token");
+  add_json(command, o.json);
+  command->callback([&] { run = [&o] { generate(o); }; });
+}
+
+void add_logits(CLI::App& app, LogitsOptions& o, std::function<void()>& run) {
+  CLI::App* command = app.add_subcommand("logits", "Write the logits behind every token as f32 .npy [tokens, vocab]");
+  add_model(command, o.model);
+  add_input(command, o.input, "--text", "Text to run");
+  command->add_option("--out", o.out, "File to write")->type_name("FILE.npy")->required();
+  command->callback([&] { run = [&o] { logits(o); }; });
+}
+
+void add_score(CLI::App& app, ScoreOptions& o, std::function<void()>& run) {
+  CLI::App* command = app.add_subcommand("score", "Perplexity and bits per byte of a text");
+  add_model(command, o.model);
+  command->add_option("--text-file", o.text_file, "UTF-8 text to score")->type_name("FILE")->required();
+  command->add_option("--window", o.window, "Tokens of one window")
+      ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 31))
+      ->default_str("the context limit, at most 1024");
+  add_json(command, o.json);
+  command->callback([&] { run = [&o] { score(o); }; });
+}
+
+void add_tokenize(CLI::App& app, TokenizeOptions& o, std::function<void()>& run) {
+  CLI::App* command = app.add_subcommand("tokenize", "Text to token ids and back");
+  add_directory(command, o.model);
+  add_input(command, o.input, "--text", "Text to encode");
+  command->add_flag("--lines", o.lines, "Standard input: one JSON string per line; output: one JSON array of ids per line")
+      ->excludes("--text", "--ids");
+  add_json(command, o.json);
+  command->callback([&] { run = [&o] { tokenize(o); }; });
+}
+
+void add_inspect(CLI::App& app, InspectOptions& o, std::function<void()>& run) {
+  CLI::App* command = app.add_subcommand("inspect", "Architecture, parameters, and the cache beside MHA, GQA and MQA");
+  add_directory(command, o.model);
+  add_json(command, o.json);
+  command->callback([&] { run = [&o] { inspect(o); }; });
+}
+
+int main(int argc, char** argv) {
+  CLI::App app("Multi-Head Latent Attention: runs DeepSeek-architecture checkpoints on CPUs.", "mla");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", MLA_VERSION);
+  GenerateOptions generate_options;
+  LogitsOptions logits_options;
+  ScoreOptions score_options;
+  TokenizeOptions tokenize_options;
+  InspectOptions inspect_options;
+  std::function<void()> run;
+  add_generate(app, generate_options, run);
+  add_logits(app, logits_options, run);
+  add_score(app, score_options, run);
+  add_tokenize(app, tokenize_options, run);
+  add_inspect(app, inspect_options, run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  run();
+  return 0;
+}
+
+}  // namespace
+}  // namespace mla::app
+
+int main(int argc, char** argv) {
+  try {
+    return mla::app::main(argc, argv);
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "mla: out of memory\n");
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "mla: {}\n", error.what());
+  }
+  return 1;
+}
