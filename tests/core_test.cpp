@@ -31,23 +31,12 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != text.npos;
 }
 
-/// sign * mantissa * 2^exponent of a small float format: `e` exponent bits, `m` mantissa bits, IEEE
-/// subnormals.
-double value_of(unsigned code, int e, int m) {
-  const int bias = (1 << (e - 1)) - 1;
-  const int exponent = static_cast<int>(code >> m & ((1u << e) - 1));
-  const double fraction = std::ldexp(code & ((1u << m) - 1), -m);
-  const double size =
-      exponent == 0 ? std::ldexp(fraction, 1 - bias) : std::ldexp(1 + fraction, exponent - bias);
-  return code >> (e + m) & 1 ? -size : size;
-}
-
 TEST(DTypeTest, EveryF16Code) {
   for (unsigned code = 0; code < 65536; ++code) {
     const float found = f16_to_float(static_cast<std::uint16_t>(code));
     ASSERT_EQ(std::signbit(found), code >= 0x8000) << code;
     if ((code & 0x7c00) != 0x7c00)
-      ASSERT_EQ(static_cast<double>(found), value_of(code, 5, 10)) << code;
+      ASSERT_EQ(static_cast<double>(found), test::value_of_code(code, 5, 10)) << code;
     else if (code & 0x3ff)
       ASSERT_TRUE(std::isnan(found)) << code;
     else
@@ -62,7 +51,7 @@ TEST(DTypeTest, EveryF8Code) {
     if ((code & 0x7f) == 0x7f)
       ASSERT_TRUE(std::isnan(found)) << code;
     else
-      ASSERT_EQ(static_cast<double>(found), value_of(code, 4, 3)) << code;
+      ASSERT_EQ(static_cast<double>(found), test::value_of_code(code, 4, 3)) << code;
   }
   EXPECT_EQ(f8_e4m3_to_float(0x7e), 448.0f);
 }
@@ -73,7 +62,7 @@ TEST(DTypeTest, EveryBf16Code) {
     const float found = to_float(value);
     ASSERT_EQ(std::signbit(found), code >= 0x8000) << code;
     if ((code & 0x7f80) != 0x7f80)
-      ASSERT_EQ(static_cast<double>(found), value_of(code, 8, 7)) << code;
+      ASSERT_EQ(static_cast<double>(found), test::value_of_code(code, 8, 7)) << code;
     else if (code & 0x7f)
       ASSERT_TRUE(std::isnan(found)) << code;
     else

@@ -45,6 +45,15 @@ float rounded(float x, DType type) {
   return type == DType::bf16 ? std::bit_cast<float>(static_cast<std::uint32_t>(nearest_bf16(x)) << 16) : x;
 }
 
+double value_of_code(unsigned code, int exponent_bits, int mantissa_bits) {
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  const int exponent = static_cast<int>(code >> mantissa_bits & ((1u << exponent_bits) - 1));
+  const double fraction = std::ldexp(code & ((1u << mantissa_bits) - 1), -mantissa_bits);
+  const double size =
+      exponent == 0 ? std::ldexp(fraction, 1 - bias) : std::ldexp(1 + fraction, exponent - bias);
+  return code >> (exponent_bits + mantissa_bits) & 1 ? -size : size;
+}
+
 AttentionAnswer plain_attention(const AttentionShape& shape, const QueryView& queries,
                                 const PlainRows& rows) {
   AttentionAnswer answer;

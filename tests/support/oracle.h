@@ -40,6 +40,10 @@ std::uint16_t nearest_bf16(float x);
 /// `x` rounded to `type` (f32 or bf16).
 float rounded(float x, DType type);
 
+/// The value of a small float format's code: `exponent_bits`, `mantissa_bits`, subnormals as IEEE has them;
+/// no inf, no NaN.
+double value_of_code(unsigned code, int exponent_bits, int mantissa_bits);
+
 /// The message of the Error that `action` throws, "" if it throws none.
 template <class Action>
 std::string error_of(const Action& action) {
