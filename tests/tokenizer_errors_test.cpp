@@ -225,5 +225,24 @@ TEST(TokenizerErrors, BrokenTemplatesAndConfigsAreNamed) {
   EXPECT_EQ(both.eos_id(), 3);
 }
 
+TEST(TokenizerErrors, StepsCannotLengthenATextWithoutBound) {
+  json step = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aaaaaaaaaa"}};
+  const std::vector<json> steps(40, step);
+  const auto refused = [](const json& root, const std::string& text) {
+    const auto tokenizer = Tokenizer::parse(root.dump(), "", "x");
+    EXPECT_THROW(tokenizer.decode(tokenizer.encode(text)), Error);
+  };
+  json normalized = document();
+  normalized["normalizer"] = {{"type", "Sequence"}, {"normalizers", steps}};
+  refused(normalized, "a");
+  json decoded = document();
+  decoded["decoder"] = {{"type", "Sequence"}, {"decoders", steps}};
+  refused(decoded, "a");
+  json spelled = document();
+  const json spell = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+  spelled["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", std::vector<json>(60, spell)}};
+  refused(spelled, "\xC3\xA9");
+}
+
 }  // namespace
 }  // namespace mla

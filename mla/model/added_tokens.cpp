@@ -17,8 +17,9 @@ const Regex& space_character() {
   return regex;
 }
 
+/// As Rust's regular expressions see it; Oniguruma's \w has a few characters more.
 const Regex& word_character() {
-  static const Regex regex("[\\w\\u200C\\u200D]", "built in");
+  static const Regex regex("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\u200C\\u200D]", "built in");
   return regex;
 }
 
@@ -73,7 +74,7 @@ void TextFinder::add(std::string_view text, std::size_t index) {
     if (is_new) ends_.push_back(std::string_view::npos);
     node = child->second;
   }
-  if (ends_[node] == std::string_view::npos) ends_[node] = index;
+  ends_[node] = index;
 }
 
 std::size_t TextFinder::find(std::string_view text, std::size_t at, std::size_t& end) const {
@@ -112,7 +113,8 @@ AddedTokens AddedTokens::parse(const json* value, const std::string& source, con
             shown_text(token.content), token.id);
     added.tokens_.push_back(std::move(token));
   }
-  for (const bool special : {true, false}) {  // of equal normalized texts a special token goes first
+  for (const bool special :
+       {true, false}) {  // of equal normalized texts the last one counts, special tokens before others
     for (std::size_t i = 0; i < added.tokens_.size(); ++i) {
       AddedToken& token = added.tokens_[i];
       if (token.special != special) continue;

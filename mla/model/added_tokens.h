@@ -28,7 +28,7 @@ struct AddedToken {
 /// Finds texts in a text: leftmost first, of those that begin at one place the longest.
 class TextFinder {
  public:
-  /// Adds a text, not empty. Of equal texts the first one counts.
+  /// Adds a text, not empty. Of equal texts the last one counts.
   void add(std::string_view text, std::size_t index);
 
   /// The index of the longest text that begins at text[at], or npos; sets `end` to where it ends.

@@ -7,6 +7,11 @@ namespace mla {
 
 using nlohmann::json;
 
+void check_growth(std::size_t before, std::size_t after) {
+  require(after / 64 <= before + 1024,
+          "the tokenizer's steps make {} bytes of {}: they lengthen the text without bound", after, before);
+}
+
 TextPattern::TextPattern(const json* value, const std::string& source, const std::string& path) {
   require(value != nullptr, "{}: {}: found nothing, expected {{\"String\": ...}} or {{\"Regex\": ...}}",
           source, path);
@@ -34,6 +39,7 @@ void TextPattern::find_all(std::string_view text, std::vector<Span>& matches) co
 std::string TextPattern::replace(std::string_view text, std::string_view content) const {
   std::vector<Span> matches;
   find_all(text, matches);
+  check_growth(text.size(), text.size() + matches.size() * content.size());
   std::string result;
   result.reserve(text.size() + matches.size() * content.size());
   std::size_t copied = 0;
@@ -83,6 +89,7 @@ std::string Normalizer::apply(std::string_view text) const {
     } else if (!result.empty()) {
       result = step.content + result;
     }
+    check_growth(text.size(), result.size());
   }
   return result;
 }

@@ -9,6 +9,10 @@
 
 namespace mla {
 
+/// Throws Error if a step makes `after` bytes of `before` and that isn't what a tokenizer is for: steps that
+/// lengthen a text one after the other would fill any memory.
+void check_growth(std::size_t before, std::size_t after);
+
 /// A literal text or a regular expression, as `{"String": ...}` or `{"Regex": ...}` in a tokenizer file.
 class TextPattern {
  public:
@@ -18,7 +22,7 @@ class TextPattern {
   /// All matches in `text`, in `matches` (cleared first).
   void find_all(std::string_view text, std::vector<Span>& matches) const;
 
-  /// `text` with `content` in place of every match.
+  /// `text` with `content` in place of every match. Throws Error if that is absurdly long (check_growth).
   std::string replace(std::string_view text, std::string_view content) const;
 
   bool is_regex() const { return regex_.has_value(); }

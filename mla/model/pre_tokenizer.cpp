@@ -17,6 +17,12 @@ namespace {
 constexpr const char* gpt2_words =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
+/// Digits and Whitespace go by Rust's tables (Unicode 17, another \w), not by Oniguruma's.
+constexpr const char* any_number = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";
+constexpr const char* words_and_marks =
+    "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\u200C\\u200D]+|[^\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+    "\\u200C\\u200D\\s]+";
+
 }  // namespace
 
 PreTokenizer PreTokenizer::parse(const json* value, const std::string& source) {
@@ -57,9 +63,9 @@ void PreTokenizer::read(const json& value, const std::string& source, const std:
     steps_.push_back(Spell{});
   } else if (type == "Digits") {
     const bool each = fields.flag("individual_digits", false);
-    add_split("Regex", "\\p{N}", each ? Behavior::isolated : Behavior::contiguous, false);
+    add_split("Regex", any_number, each ? Behavior::isolated : Behavior::contiguous, false);
   } else if (type == "Whitespace") {
-    add_split("Regex", "\\w+|[^\\w\\s]+", Behavior::removed, true);
+    add_split("Regex", words_and_marks, Behavior::removed, true);
   } else if (type == "WhitespaceSplit") {
     add_split("Regex", "\\s", Behavior::removed, false);
   } else if (type == "Metaspace") {
@@ -94,6 +100,7 @@ void PreTokenizer::read_metaspace(TokenizerFields& fields) {
 
 void PreTokenizer::split(std::string_view text, bool at_start, Words& words) const {
   words.text = text;
+  words.given = text.size();
   words.at_start = at_start;
   words.pieces.clear();
   if (!text.empty()) words.pieces.push_back({0, text.size()});
@@ -177,6 +184,7 @@ void PreTokenizer::rewrite(Words& words, const Rewrite& rewrite) {
     piece = {begin, text.size()};
     first = false;
   }
+  check_growth(words.given, text.size());
   words.scratch_text = std::move(words.rewritten);
   words.rewritten = std::move(text);
   words.text = words.rewritten;

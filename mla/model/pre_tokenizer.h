@@ -17,6 +17,7 @@ class PreTokenizer {
   struct Words {
     std::string_view text;     ///< what the pieces are ranges of: the input, or `rewritten`
     std::vector<Span> pieces;  ///< none of them empty
+    std::size_t given = 0;     ///< bytes of the input, which the steps may not lengthen without bound
     bool at_start = false;     ///< whether the first piece begins where the whole input begins
     std::string rewritten;
     std::vector<Span> scratch_pieces, matches;

@@ -35,6 +35,7 @@ void PromptTemplate::read(const json& value, const std::string& source, const st
 
 void PromptTemplate::read_template(TokenizerFields& fields, std::int64_t vocab_size) {
   static const json none = json::object();
+  constexpr std::size_t most_ids = 1024;
   fields.find("pair");
   const json* special = fields.find("special_tokens");
   TokenizerFields tokens(special == nullptr ? none : *special, fields.source(),
@@ -59,6 +60,8 @@ void PromptTemplate::read_template(TokenizerFields& fields, std::int64_t vocab_s
         require(good, "{}: found {}, expected ids from 0 to {}", token.place("ids"), shown(id),
                 vocab_size - 1);
         (text_seen ? behind : before).push_back(id.get<std::int32_t>());
+        if (before.size() + behind.size() > most_ids)
+          fields.wrong("single", fmt::format("at most {} ids", most_ids));
       }
     }
     piece.done();

@@ -104,7 +104,7 @@ Regex::Regex(std::string_view pattern, const std::string& place) {
   made->common = made->compile(false);
   made->complete = made->compile(true);
   made->limits.reset(pcre2_match_context_create(nullptr));
-  pcre2_set_match_limit(made->limits.get(), 100'000'000);
+  pcre2_set_match_limit(made->limits.get(), 10'000'000);
   pcre2_set_heap_limit(made->limits.get(), 512 * 1024);  // KiB
   code_ = std::move(made);
 }

@@ -121,6 +121,7 @@ TokenDecoding::TokenDecoding(const TokenDecoder& decoder)
 }
 
 void TokenDecoding::push(std::string_view token, std::string& out) {
+  given_ += token.size();
   give(0, token, out);
 }
 
@@ -158,7 +159,9 @@ void TokenDecoding::end(std::size_t step, std::string& out) {
 
 void TokenDecoding::run(const TokenDecoder::Replace& step, std::size_t at, std::string_view piece,
                         std::string& out) {
-  give(at + 1, step.pattern.replace(piece, step.content), out);
+  const std::string text = step.pattern.replace(piece, step.content);
+  check_growth(given_, text.size());
+  give(at + 1, text, out);
 }
 
 void TokenDecoding::run(const TokenDecoder::Strip& step, std::size_t at, std::string_view piece,

@@ -85,6 +85,7 @@ class TokenDecoding {
 
   const TokenDecoder& decoder_;
   std::vector<State> states_;
+  std::size_t given_ = 0;  // bytes of all tokens
 };
 
 }  // namespace mla
