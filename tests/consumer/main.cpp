@@ -1,5 +1,5 @@
-// A program outside the project that uses the installed library: one query over two rows [k | v], both keys orthogonal to
-// it, so its answer is the mean of the values, 1 and 3, and the log-sum-exp is ln 2.
+// A program outside the project that uses the installed library: one query over two rows [k | v], both keys
+// orthogonal to it, so its answer is the mean of the values, 1 and 3, and the log-sum-exp is ln 2.
 #include <mla/attention/attention.h>
 
 #include <cstddef>
