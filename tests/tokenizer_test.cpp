@@ -155,7 +155,7 @@ TEST(Tokenizer, LongRunsTakeLittleTime) {
   for (const char* name : {"deepseek-v3", "llama", "metaspace", "gpt2"}) {
     for (const std::string unit : {"a", " ", "\n", "9", "ab", "\xF0\x9F\x98\x80", "<", "Gg"}) {
       std::string text;
-      while (text.size() < 1'000'000) text += unit;
+      while (text.size() < 400'000) text += unit;
       const auto begin = std::chrono::steady_clock::now();
       const Ids ids = tokenizer_of(name).encode(text);
       const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;

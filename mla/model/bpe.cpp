@@ -60,8 +60,38 @@ std::uint32_t Bpe::rank(std::int32_t left, std::int32_t right) const {
   return merge == nullptr ? no_rank : merge->rank;
 }
 
+char32_t Bpe::next_character(std::string_view word, bool byte_level, std::size_t& at) {
+  if (!byte_level) return utf8_next(word, at);
+  return byte_level_char(static_cast<unsigned char>(word[at++]));
+}
+
+std::size_t Bpe::join_slot(char32_t left, char32_t right) {
+  const std::uint64_t pair = pair_of(static_cast<std::int32_t>(left), static_cast<std::int32_t>(right));
+  return static_cast<std::size_t>(pair * spread >> (64 - join_bits));
+}
+
 void Bpe::encode(std::string_view word, bool byte_level, BpeWork& work,
                  std::vector<std::int32_t>& ids) const {
+  if (word.size() <= longest_cached || ignore_merges_) return encode_word(word, byte_level, work, ids);
+  std::size_t begin = 0;
+  std::size_t at = 0;
+  char32_t left = next_character(word, byte_level, at);
+  while (at < word.size()) {
+    const std::size_t place = at;
+    const char32_t right = next_character(word, byte_level, at);
+    // Where a character isn't covered, an unknown token or bytes stand for it, of which the table knows
+    // nothing.
+    if (id_of(left) >= 0 && id_of(right) >= 0 && !may_join(left, right)) {
+      encode_word(word.substr(begin, place - begin), byte_level, work, ids);
+      begin = place;
+    }
+    left = right;
+  }
+  encode_word(word.substr(begin), byte_level, work, ids);
+}
+
+void Bpe::encode_word(std::string_view word, bool byte_level, BpeWork& work,
+                      std::vector<std::int32_t>& ids) const {
   const bool cached = word.size() <= longest_cached;
   const std::uint64_t hash = cached ? WordCache::hash(word) : 0;
   if (cached && work.cache.find(word, hash, ids)) return;
@@ -91,25 +121,16 @@ void Bpe::symbols_of(std::string_view word, bool byte_level, std::vector<std::in
   std::int32_t unknown = -1;  // an unknown token that waits: the next one may join it
   std::string character;
   for (std::size_t at = 0; at < word.size();) {
-    const std::size_t begin = at;
-    std::int32_t id = -1;
-    if (byte_level) {
-      id = by_byte_[static_cast<unsigned char>(word[at++])];
-    } else {
-      const char32_t code = utf8_next(word, at);
-      if (code < by_character_.size()) id = by_character_[code];
-    }
+    const char32_t code = next_character(word, byte_level, at);
+    const std::int32_t id = id_of(code);
     if (id >= 0) {
       if (unknown >= 0) symbols.push_back(unknown);
       unknown = -1;
       symbols.push_back(id);
       continue;
     }
-    character.assign(word, begin, at - begin);
-    if (byte_level) {
-      character.clear();
-      utf8_append(character, byte_level_char(static_cast<unsigned char>(word[begin])));
-    }
+    character.clear();
+    utf8_append(character, code);
     add_uncovered(character, unknown, symbols);
   }
   if (unknown >= 0) symbols.push_back(unknown);

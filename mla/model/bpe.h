@@ -80,6 +80,7 @@ class Bpe {
     std::int32_t id;
   };
   static constexpr std::uint32_t no_rank = UINT32_MAX;
+  static constexpr int join_bits = 20;
   static constexpr std::uint64_t no_pair = UINT64_MAX;
 
   /// Where the search for a pair begins in merges_.
@@ -95,6 +96,17 @@ class Bpe {
   void index_characters();
   const Merge* find(std::int32_t left, std::int32_t right) const;
   std::uint32_t rank(std::int32_t left, std::int32_t right) const;
+  /// The code point at word[at] as the model sees it, and moves `at` behind it.
+  static char32_t next_character(std::string_view word, bool byte_level, std::size_t& at);
+  std::int32_t id_of(char32_t character) const {
+    return character < by_character_.size() ? by_character_[character] : -1;
+  }
+  /// Whether a merge may join a token that ends with `left` and one that begins with `right`: if not, no
+  /// merge crosses the place between them, and the two sides can be encoded apart. May say yes for no reason.
+  bool may_join(char32_t left, char32_t right) const { return joins_[join_slot(left, right)]; }
+  static std::size_t join_slot(char32_t left, char32_t right);
+  void encode_word(std::string_view word, bool byte_level, BpeWork& work,
+                   std::vector<std::int32_t>& ids) const;
   void symbols_of(std::string_view word, bool byte_level, std::vector<std::int32_t>& symbols) const;
   void add_uncovered(std::string_view character, std::int32_t& unknown,
                      std::vector<std::int32_t>& symbols) const;
@@ -105,7 +117,7 @@ class Bpe {
   std::vector<Merge> merges_;  // open addressing, a power of two
   int merges_shift_ = 0;
   std::vector<std::int32_t> by_character_;  // id of a one-character token by code point, -1 if there's none
-  std::array<std::int32_t, 256> by_byte_{};
+  std::vector<bool> joins_;
   std::array<std::int32_t, 256> fallback_{};  // id of <0xHH>, -1 if there's none
   bool ignore_merges_ = false;
   bool byte_fallback_ = false;

@@ -9,6 +9,16 @@ namespace mla {
 
 using nlohmann::json;
 
+namespace {
+
+char32_t last_character(std::string_view text) {
+  std::size_t at = text.size() - 1;
+  while ((static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
+  return utf8_next(text, at);
+}
+
+}  // namespace
+
 Bpe Bpe::parse(const json& model, const std::string& source) {
   TokenizerFields fields(model, source, "model");
   const std::string type = fields.text("type");
@@ -36,13 +46,14 @@ Bpe Bpe::parse(const json& model, const std::string& source) {
 
 void Bpe::read_vocabulary(const json& vocab, const std::string& place) {
   for (const auto& [token, id] : vocab.items()) {
-    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > static_cast<std::uint64_t>(Vocabulary::max_id)) {
-      fail("{}: token {} has the id {}, expected an integer from 0 to {}", place, shown_text(token), shown(id),
-           Vocabulary::max_id);
+    if (!id.is_number_unsigned() ||
+        id.get<std::uint64_t>() > static_cast<std::uint64_t>(Vocabulary::max_id)) {
+      fail("{}: token {} has the id {}, expected an integer from 0 to {}", place, shown_text(token),
+           shown(id), Vocabulary::max_id);
     }
     if (!vocabulary_.add(token, id.get<std::int32_t>())) {
-      fail("{}: tokens {} and {} have the same id {}", place, shown_text(*vocabulary_.token(id.get<std::int32_t>())),
-           shown_text(token), shown(id));
+      fail("{}: tokens {} and {} have the same id {}", place,
+           shown_text(*vocabulary_.token(id.get<std::int32_t>())), shown_text(token), shown(id));
     }
   }
 }
@@ -52,6 +63,7 @@ void Bpe::read_merges(const json& merges, const std::string& place) {
   merges_.assign(slots, Merge{no_pair, 0, 0});
   merges_shift_ = 64 - std::countr_zero(slots);
   require(merges.size() < no_rank, "{}: {} merges are too many", place, merges.size());
+  joins_.assign(std::size_t{1} << join_bits, false);
   std::uint32_t next_rank = 0;
   std::string left, right, result;
   for (std::size_t i = 0; i < merges.size(); ++i) {
@@ -74,12 +86,17 @@ void Bpe::read_merges(const json& merges, const std::string& place) {
     const auto id_of = [&](const std::string& token) {
       const auto id = vocabulary_.find(token);
       if (!id) {
-        fail("{}[{}]: merges {} and {}, but {} is not in model.vocab", place, i, shown_text(left), shown_text(right),
-             shown_text(token));
+        fail("{}[{}]: merges {} and {}, but {} is not in model.vocab", place, i, shown_text(left),
+             shown_text(right), shown_text(token));
       }
       return *id;
     };
     const std::uint64_t pair = pair_of(id_of(left), id_of(right));
+    if (!left.empty() && !right.empty()) {
+      std::size_t first = 0;
+      const char32_t next = utf8_next(right, first);
+      joins_[join_slot(last_character(left), next)] = true;
+    }
     result.assign(left).append(right);
     std::size_t at = slot_of(pair);
     while (merges_[at].pair != no_pair && merges_[at].pair != pair) at = (at + 1) & (slots - 1);
@@ -89,7 +106,6 @@ void Bpe::read_merges(const json& merges, const std::string& place) {
 }
 
 void Bpe::index_characters() {
-  by_byte_.fill(-1);
   fallback_.fill(-1);
   for (std::int64_t id = 0; id < vocabulary_.size(); ++id) {
     const std::string* token = vocabulary_.token(id);
@@ -101,8 +117,6 @@ void Bpe::index_characters() {
     by_character_[code] = static_cast<std::int32_t>(id);
   }
   for (unsigned byte = 0; byte < 256; ++byte) {
-    const char32_t code = byte_level_char(static_cast<unsigned char>(byte));
-    if (code < by_character_.size()) by_byte_[byte] = by_character_[code];
     fallback_[byte] = vocabulary_.find(fmt::format("<0x{:02X}>", byte)).value_or(-1);
   }
 }

@@ -108,7 +108,7 @@ def gpt2():
         pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         post_processor={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-    ), {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|endoftext|>"}, "add_prefix_space": False}
+    ), {"bos_token": "<|endoftext|>", "eos_token": {"__type": "AddedToken", "content": "<|endoftext|>"}, "add_prefix_space": False}
 
 
 FIXED = [
