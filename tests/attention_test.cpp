@@ -8,7 +8,6 @@
 #include <cstring>
 #include <limits>
 
-#include "mla/core/parallel.h"
 #include "support/oracle.h"
 
 namespace mla {
@@ -254,7 +253,6 @@ TEST(AttentionTest, NanBeyondAQuerysSightNeverReachesIt) {
 
 class AttentionBitsTest : public testing::Test {
  protected:
-  void TearDown() override { set_threads(before_); }
   std::vector<Problem> problems() const {
     Random random(6);
     std::vector<Problem> all;
@@ -267,7 +265,7 @@ class AttentionBitsTest : public testing::Test {
   }
 
  private:
-  int before_ = threads();
+  test::Threads restored_{1};
 };
 
 TEST_F(AttentionBitsTest, SameAtAnyPageSizeThreadCountAndRepeat) {

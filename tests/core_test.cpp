@@ -307,11 +307,8 @@ TEST(CpuTest, IsaIsChosenByName) {
 }
 
 class ParallelTest : public testing::Test {
- protected:
-  void TearDown() override { set_threads(before_); }
-
  private:
-  int before_ = threads();
+  test::Threads restored_{1};
 };
 
 TEST_F(ParallelTest, ThreadCountIsBounded) {

@@ -8,7 +8,6 @@
 #include <cstring>
 #include <limits>
 
-#include "mla/core/parallel.h"
 #include "support/oracle.h"
 
 namespace mla {
@@ -178,11 +177,8 @@ TEST(MatmulTest, ReadRowIsExact) {
 }
 
 class MatmulBitsTest : public testing::Test {
- protected:
-  void TearDown() override { set_threads(before_); }
-
  private:
-  int before_ = threads();
+  test::Threads restored_{1};
 };
 
 TEST_F(MatmulBitsTest, ARowDoesNotKnowItsCompanyNorTheThreads) {

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <complex>
 
-#include "mla/core/parallel.h"
 #include "support/oracle.h"
 
 namespace mla {
@@ -187,6 +186,7 @@ double difference(const Matrix& expected, const std::vector<float>& found) {
 constexpr double f32_tolerance = 2e-5;
 
 TEST(MlaTest, BothFormsAreThePapersFormulas) {
+  const test::Threads one(1);
   Random random(1);
   for (const Sizes& sizes : all_sizes) {
     const Layer layer(sizes, random);
@@ -246,7 +246,7 @@ TEST(MlaTest, BitsDoNotDependOnChunksPagesOrThreads) {
   Random random(4);
   const Layer layer(all_sizes[4], random);
   const auto x = random.values(300 * layer.shape.hidden_size);
-  const int before = threads();
+  const test::Threads restored(1);
   for (const MlaForm form : {MlaForm::decompress, MlaForm::absorb}) {
     for (const DType type : {DType::f32, DType::bf16}) {
       set_threads(1);
@@ -259,7 +259,6 @@ TEST(MlaTest, BitsDoNotDependOnChunksPagesOrThreads) {
       }
     }
   }
-  set_threads(before);
 }
 
 TEST(MlaTest, AutomaticIsTheFormThatItNames) {

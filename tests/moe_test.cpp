@@ -7,7 +7,6 @@
 #include <cmath>
 #include <map>
 
-#include "mla/core/parallel.h"
 #include "support/oracle.h"
 
 namespace mla {
@@ -243,7 +242,7 @@ TEST(MoeTest, BitsDoNotDependOnCompanyOrThreads) {
   Mixture mixture(config(16, 4, GateKind::sigmoid), 33, true, random);
   const std::int64_t tokens = 40, d = 33;
   const auto x = random.values(tokens * d);
-  const int before = threads();
+  const test::Threads restored(1);
   for (const DType compute : {DType::f32, DType::bf16}) {
     MoeScratch scratch;
     std::vector<float> expected(x.size());
@@ -263,7 +262,6 @@ TEST(MoeTest, BitsDoNotDependOnCompanyOrThreads) {
       }
     }
   }
-  set_threads(before);
 }
 
 /// The gate computes in f32 whatever the experts do: in bf16 compute the same experts are chosen.

@@ -7,6 +7,7 @@
 #include "mla/attention/attention.h"
 #include "mla/core/cpu.h"
 #include "mla/core/error.h"
+#include "mla/core/parallel.h"
 #include "mla/core/tensor.h"
 
 namespace mla::test {
@@ -29,6 +30,17 @@ class Random {
 
  private:
   std::mt19937_64 engine_;
+};
+
+/// A thread count for as long as this lives.
+class Threads {
+ public:
+  explicit Threads(int count) { set_threads(count); }
+  ~Threads() { set_threads(before_); }
+  Threads(const Threads&) = delete;
+
+ private:
+  int before_ = threads();
 };
 
 /// The instruction sets that this machine can run.
