@@ -3,24 +3,25 @@
 #include <optional>
 #include <string>
 
-/// The program's commands. Each is one file, takes its options as they were typed, and returns or throws mla::Error.
+/// The program's commands. Each is one file, takes its options as they were typed, and returns or throws
+/// mla::Error.
 namespace mla::app {
 
 /// Options of every command that loads a model.
 struct ModelOptions {
-  std::string model;                ///< directory; empty: the model that ships with the program
-  std::string attention = "auto";   ///< auto, explicit or absorbed
-  std::string dtype;                ///< f32 or bf16; empty: f32 for f32 checkpoints, else bf16
-  std::string cache_dtype;          ///< f32, bf16, fp8 or int8; empty: as dtype
-  std::int64_t chunk = 512;         ///< most prompt tokens of one forward pass
-  int threads = 0;                  ///< 0: one per processor
-  bool oversubscribe = false;       ///< load even what does not fit into memory
+  std::string model;               ///< directory; empty: the model that ships with the program
+  std::string attention = "auto";  ///< auto, explicit or absorbed
+  std::string dtype;               ///< f32 or bf16; empty: f32 for f32 checkpoints, else bf16
+  std::string cache_dtype;         ///< f32, bf16, fp8 or int8; empty: as dtype
+  std::int64_t chunk = 512;        ///< most prompt tokens of one forward pass
+  int threads = 0;                 ///< 0: one per processor
+  bool oversubscribe = false;      ///< load even what does not fit into memory
 };
 
 /// What to run: exactly one of these, or neither for the default.
 struct InputOptions {
   std::optional<std::string> text;
-  std::optional<std::string> ids;   ///< "1,2,3"
+  std::optional<std::string> ids;  ///< "1,2,3"
 };
 
 struct GenerateOptions {

@@ -18,12 +18,12 @@ constexpr const char* default_prompt = "In the beginning";
 
 /// What one run did, for --json.
 struct Report {
-  std::string text;                // of the new tokens
-  std::vector<std::int32_t> ids;   // the new tokens
+  std::string text;               // of the new tokens
+  std::vector<std::int32_t> ids;  // the new tokens
   std::int64_t prompt_tokens = 0;
   double prefill_seconds = 0;
   double decode_seconds = 0;
-  std::int64_t decoded = 0;        // tokens fed one at a time
+  std::int64_t decoded = 0;  // tokens fed one at a time
   std::string prefill_form, decode_form;
   const char* stop_reason = "length";
 };
@@ -64,7 +64,8 @@ class Output {
     if (decoder_) {
       emit(decoder_->push(id), report);
     } else {
-      emit(fmt::format("{}{}", report.ids.size() > 1 ? "," : "", id), report);  // no tokenizer: ids are all there is
+      emit(fmt::format("{}{}", report.ids.size() > 1 ? "," : "", id),
+           report);  // no tokenizer: ids are all there is
     }
   }
   void finish(Report& report) {
@@ -81,8 +82,8 @@ class Output {
   bool quiet_;
 };
 
-void decode(const Transformer& model, const GenerateOptions& options, Session& session, std::span<const float> logits,
-            Output& output, Report& report) {
+void decode(const Transformer& model, const GenerateOptions& options, Session& session,
+            std::span<const float> logits, Output& output, Report& report) {
   Sampler sampler({options.temperature, options.top_k, options.top_p, options.seed});
   const std::vector<std::int64_t>& eos = model.config().eos_ids;
   const double start = now();
@@ -141,12 +142,15 @@ void generate(const GenerateOptions& options) {
     tokenizer = Tokenizer::load(directory);
   }
   const std::vector<std::int32_t> ids = input_ids(options.input, default_prompt, directory, tokenizer);
-  require(!ids.empty(), "--prompt: found an empty text and the model has no begin-of-text token, expected at least one token");
+  require(
+      !ids.empty(),
+      "--prompt: found an empty text and the model has no begin-of-text token, expected at least one token");
 
   const Transformer model = load_model(options.model);
   const auto prompt_tokens = static_cast<std::int64_t>(ids.size());
-  require(prompt_tokens <= model.config().max_context, "prompt of {} tokens: expected at most {}, the model's context limit",
-          prompt_tokens, model.config().max_context);
+  require(prompt_tokens <= model.config().max_context,
+          "prompt of {} tokens: expected at most {}, the model's context limit", prompt_tokens,
+          model.config().max_context);
   const std::int64_t longest = std::min(prompt_tokens + options.max_tokens, model.config().max_context);
   Session session(model, session_options(options.model, model, longest));
 

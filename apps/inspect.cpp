@@ -23,7 +23,9 @@ const char* name_of(RopeLayout layout) {
 }
 
 const char* name_of(GroupRank rank) {
-  return rank == GroupRank::best ? "best expert" : rank == GroupRank::best_two ? "sum of the best two" : "none";
+  return rank == GroupRank::best       ? "best expert"
+         : rank == GroupRank::best_two ? "sum of the best two"
+                                       : "none";
 }
 
 std::int64_t moe_layers(const ModelConfig& c) {
@@ -108,16 +110,18 @@ std::string describe_shape(const ModelConfig& c) {
       "vocabulary     {}, context {}\n"
       "rope           {}, theta {}, scaling {}\n"
       "softmax scale  {:.7f}\n",
-      c.num_layers, c.hidden_size, c.num_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim, c.kv_lora_rank,
-      c.q_lora_rank > 0 ? fmt::format("{}", c.q_lora_rank) : "not compressed", c.vocab_size, c.max_context,
-      name_of(c.rope.layout), c.rope.theta,
-      c.rope.scaling == RopeScaling::none ? "none" : fmt::format("{} by {}", name_of(c.rope.scaling), c.rope.factor),
+      c.num_layers, c.hidden_size, c.num_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
+      c.kv_lora_rank, c.q_lora_rank > 0 ? fmt::format("{}", c.q_lora_rank) : "not compressed", c.vocab_size,
+      c.max_context, name_of(c.rope.layout), c.rope.theta,
+      c.rope.scaling == RopeScaling::none ? "none"
+                                          : fmt::format("{} by {}", name_of(c.rope.scaling), c.rope.factor),
       c.softmax_scale);
   if (c.moe.num_experts > 0) {
-    text += fmt::format("experts        {} of {} + {} shared, width {}, {} gate, {} of {} groups, in {} layers\n",
-                        c.moe.experts_per_token, c.moe.num_experts, c.moe.shared_experts, c.moe.intermediate_size,
-                        c.moe.gate == GateKind::softmax ? "softmax" : "sigmoid", c.moe.groups_kept, c.moe.num_groups,
-                        moe_layers(c));
+    text +=
+        fmt::format("experts        {} of {} + {} shared, width {}, {} gate, {} of {} groups, in {} layers\n",
+                    c.moe.experts_per_token, c.moe.num_experts, c.moe.shared_experts, c.moe.intermediate_size,
+                    c.moe.gate == GateKind::softmax ? "softmax" : "sigmoid", c.moe.groups_kept,
+                    c.moe.num_groups, moe_layers(c));
   }
   return text;
 }
@@ -145,14 +149,17 @@ void inspect(const InspectOptions& options) {
   if (options.json) return say(to_json(model).dump(2) + "\n");
   const ModelConfig& c = model.config();
   const ParameterCount parameters = count_parameters(c);
-  std::string text = fmt::format("model          {}, {}\nparameters     {} in all, {} active per token\nweights        {} bytes\n",
-                                 c.model_type, model.checkpoint().source(), parameters.total, parameters.active,
-                                 model.checkpoint().total_bytes());
+  std::string text = fmt::format(
+      "model          {}, {}\nparameters     {} in all, {} active per token\nweights        {} bytes\n",
+      c.model_type, model.checkpoint().source(), parameters.total, parameters.active,
+      model.checkpoint().total_bytes());
   text += describe_shape(c) + describe_cache(count_cache(c));
   if (!model.weights().not_used.empty()) {
-    text += fmt::format("\nnot used (next-token prediction): {}\n", fmt::join(model.weights().not_used, ", "));
+    text +=
+        fmt::format("\nnot used (next-token prediction): {}\n", fmt::join(model.weights().not_used, ", "));
   }
-  if (!c.unread_fields.empty()) text += fmt::format("\nconfig fields not known: {}\n", fmt::join(c.unread_fields, ", "));
+  if (!c.unread_fields.empty())
+    text += fmt::format("\nconfig fields not known: {}\n", fmt::join(c.unread_fields, ", "));
   say(text);
 }
 

@@ -52,7 +52,8 @@ fs::path model_directory(const std::string& model) {
     const fs::path candidate = (program.parent_path() / relative).lexically_normal();
     if (fs::exists(candidate / "config.json", error)) return candidate;
   }
-  fail("no model beside the program (looked for models/default from {}): use --model DIR", program.parent_path().string());
+  fail("no model beside the program (looked for models/default from {}): use --model DIR",
+       program.parent_path().string());
 }
 
 Transformer load_model(const ModelOptions& options) {
@@ -60,8 +61,8 @@ Transformer load_model(const ModelOptions& options) {
   const fs::path directory = model_directory(options.model);
   Transformer model = Transformer::load(directory);
   if (!model.config().unread_fields.empty()) {
-    fmt::print(stderr, "mla: {}: fields that this program does not know: {}\n", (directory / "config.json").string(),
-               fmt::join(model.config().unread_fields, ", "));
+    fmt::print(stderr, "mla: {}: fields that this program does not know: {}\n",
+               (directory / "config.json").string(), fmt::join(model.config().unread_fields, ", "));
   }
   if (!options.oversubscribe) {
     check_fits(model.checkpoint().total_bytes(), available_memory(), directory.string());
@@ -70,11 +71,14 @@ Transformer load_model(const ModelOptions& options) {
   return model;
 }
 
-SessionOptions session_options(const ModelOptions& options, const Transformer& model, std::int64_t max_tokens) {
+SessionOptions session_options(const ModelOptions& options, const Transformer& model,
+                               std::int64_t max_tokens) {
   SessionOptions session;
   session.form = form_of(options.attention);
   const DType stored = model.weights().embedding.dtype;
-  session.compute = !options.dtype.empty() ? dtype_of(options.dtype) : stored == DType::f32 ? DType::f32 : DType::bf16;
+  session.compute = !options.dtype.empty() ? dtype_of(options.dtype)
+                    : stored == DType::f32 ? DType::f32
+                                           : DType::bf16;
   session.cache_type = options.cache_dtype.empty() ? session.compute : dtype_of(options.cache_dtype);
   session.chunk = options.chunk;
   session.max_tokens = max_tokens;
@@ -99,8 +103,8 @@ std::vector<std::int32_t> parse_ids(const std::string& text) {
   }
 }
 
-std::vector<std::int32_t> input_ids(const InputOptions& input, const std::string& otherwise, const fs::path& directory,
-                                    std::optional<Tokenizer>& tokenizer) {
+std::vector<std::int32_t> input_ids(const InputOptions& input, const std::string& otherwise,
+                                    const fs::path& directory, std::optional<Tokenizer>& tokenizer) {
   if (input.ids) return parse_ids(*input.ids);
   if (!tokenizer) tokenizer = Tokenizer::load(directory);
   std::string text = input.text.value_or(otherwise);

@@ -1,4 +1,5 @@
-// The program `mla`: reads the command line and calls one command. Exit status 0, 1 for an error, 2 for wrong usage.
+// The program `mla`: reads the command line and calls one command. Exit status 0, 1 for an error, 2 for wrong
+// usage.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -23,7 +24,9 @@ void add_directory(CLI::App* command, std::string& model) {
 
 void add_model(CLI::App* command, ModelOptions& o) {
   add_directory(command, o.model);
-  command->add_option("--attention", o.attention, "explicit: rebuild K and V from the latents; absorbed: attend to them")
+  command
+      ->add_option("--attention", o.attention,
+                   "explicit: rebuild K and V from the latents; absorbed: attend to them")
       ->check(CLI::IsMember({"auto", "explicit", "absorbed"}))
       ->capture_default_str();
   command->add_option("--dtype", o.dtype, "Arithmetic of the products")
@@ -38,7 +41,8 @@ void add_model(CLI::App* command, ModelOptions& o) {
   command->add_option("--threads", o.threads, "Threads")
       ->check(CLI::Range(1, 1024))
       ->default_str("one per processor");
-  command->add_flag("--oversubscribe", o.oversubscribe, "Load a checkpoint that does not fit into memory all the same");
+  command->add_flag("--oversubscribe", o.oversubscribe,
+                    "Load a checkpoint that does not fit into memory all the same");
 }
 
 /// One of `text_name` and --ids.
@@ -55,8 +59,10 @@ void add_generate(CLI::App& app, GenerateOptions& o, std::function<void()>& run)
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 31))
       ->capture_default_str();
   command->add_option("--temperature", o.temperature, "0 is greedy")->capture_default_str();
-  command->add_option("--top-p", o.top_p, "Keep the likeliest tokens that reach this probability")->capture_default_str();
-  command->add_option("--top-k", o.top_k, "Keep that many of the likeliest tokens; 0 keeps all")->capture_default_str();
+  command->add_option("--top-p", o.top_p, "Keep the likeliest tokens that reach this probability")
+      ->capture_default_str();
+  command->add_option("--top-k", o.top_k, "Keep that many of the likeliest tokens; 0 keeps all")
+      ->capture_default_str();
   command->add_option("--seed", o.seed, "The same seed gives the same text")->capture_default_str();
   command->add_flag("--ignore-eos", o.ignore_eos, "Go on behind the end-of-text token");
   add_json(command, o.json);
@@ -64,7 +70,8 @@ void add_generate(CLI::App& app, GenerateOptions& o, std::function<void()>& run)
 }
 
 void add_logits(CLI::App& app, LogitsOptions& o, std::function<void()>& run) {
-  CLI::App* command = app.add_subcommand("logits", "Write the logits behind every token as f32 .npy [tokens, vocab]");
+  CLI::App* command =
+      app.add_subcommand("logits", "Write the logits behind every token as f32 .npy [tokens, vocab]");
   add_model(command, o.model);
   add_input(command, o.input, "--text", "Text to run");
   command->add_option("--out", o.out, "File to write")->type_name("FILE.npy")->required();
@@ -86,14 +93,17 @@ void add_tokenize(CLI::App& app, TokenizeOptions& o, std::function<void()>& run)
   CLI::App* command = app.add_subcommand("tokenize", "Text to token ids and back");
   add_directory(command, o.model);
   add_input(command, o.input, "--text", "Text to encode");
-  command->add_flag("--lines", o.lines, "Standard input: one JSON string per line; output: one JSON array of ids per line")
+  command
+      ->add_flag("--lines", o.lines,
+                 "Standard input: one JSON string per line; output: one JSON array of ids per line")
       ->excludes("--text", "--ids");
   add_json(command, o.json);
   command->callback([&] { run = [&o] { tokenize(o); }; });
 }
 
 void add_inspect(CLI::App& app, InspectOptions& o, std::function<void()>& run) {
-  CLI::App* command = app.add_subcommand("inspect", "Architecture, parameters, and the cache beside MHA, GQA and MQA");
+  CLI::App* command =
+      app.add_subcommand("inspect", "Architecture, parameters, and the cache beside MHA, GQA and MQA");
   add_directory(command, o.model);
   add_json(command, o.json);
   command->callback([&] { run = [&o] { inspect(o); }; });

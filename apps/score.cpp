@@ -29,10 +29,10 @@ struct Score {
   std::int64_t predicted = 0;
 };
 
-/// Windows of `window` tokens, each by itself; a window begins with the last token of the one before, so that every token
-/// but the text's first is predicted exactly once.
-Score score_windows(const Transformer& model, const SessionOptions& options, std::span<const std::int32_t> ids,
-                    std::int64_t window) {
+/// Windows of `window` tokens, each by itself; a window begins with the last token of the one before, so that
+/// every token but the text's first is predicted exactly once.
+Score score_windows(const Transformer& model, const SessionOptions& options,
+                    std::span<const std::int32_t> ids, std::int64_t window) {
   const auto count = static_cast<std::int64_t>(ids.size());
   const std::int64_t vocab = model.config().vocab_size;
   Buffer<float> memory;
@@ -67,19 +67,22 @@ void score(const ScoreOptions& options) {
   const Transformer model = load_model(options.model);
   const std::int64_t context = model.config().max_context;
   const std::int64_t window = options.window > 0 ? options.window : std::min<std::int64_t>(context, 1024);
-  require(window >= 2 && window <= context, "--window: found {}, expected 2 to {}, the model's context limit", window, context);
+  require(window >= 2 && window <= context, "--window: found {}, expected 2 to {}, the model's context limit",
+          window, context);
   was_interrupted();
   const Score result = score_windows(model, session_options(options.model, model, window), ids, window);
 
   const double bits_per_byte = result.nats / std::numbers::ln2 / static_cast<double>(text.size());
   const double perplexity = std::exp(result.nats / static_cast<double>(result.predicted));
   if (options.json) {
-    const nlohmann::ordered_json json = {{"perplexity", perplexity},          {"bits_per_byte", bits_per_byte},
-                                         {"tokens", ids.size()},              {"predicted_tokens", result.predicted},
-                                         {"bytes", text.size()},              {"window", window}};
+    const nlohmann::ordered_json json = {{"perplexity", perplexity}, {"bits_per_byte", bits_per_byte},
+                                         {"tokens", ids.size()},     {"predicted_tokens", result.predicted},
+                                         {"bytes", text.size()},     {"window", window}};
     say(json.dump() + "\n");
   } else {
-    say(fmt::format("perplexity     {:.4f} per token\nbits per byte  {:.4f}\ntext           {} tokens, {} bytes, in windows of {}\n",
+    say(
+        fmt::format("perplexity     {:.4f} per token\nbits per byte  {:.4f}\ntext           {} tokens, {} "
+                    "bytes, in windows of {}\n",
                     perplexity, bits_per_byte, ids.size(), text.size(), window));
   }
 }

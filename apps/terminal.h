@@ -4,8 +4,8 @@
 
 namespace mla::app {
 
-/// Progress of long work on standard error: one line that rewrites itself when that is a terminal, nothing otherwise.
-/// The line appears after half a second and goes away with the object.
+/// Progress of long work on standard error: one line that rewrites itself when that is a terminal, nothing
+/// otherwise. The line appears after half a second and goes away with the object.
 class Progress {
  public:
   Progress(std::string what, std::int64_t total);
@@ -28,7 +28,8 @@ double now();
 /// Writes text to standard output at once. Throws Error if that fails (a closed pipe, a full disk).
 void say(const std::string& text);
 
-/// From the first call on, Ctrl-C (SIGINT) and SIGTERM only make this true; a second one ends the program as usual.
+/// From the first call on, Ctrl-C (SIGINT) and SIGTERM only make this true; a second one ends the program as
+/// usual.
 bool was_interrupted();
 
 /// The most memory this process has had resident so far, in bytes.

@@ -30,7 +30,8 @@ void encode_lines(const Tokenizer& tokenizer) {
 }  // namespace
 
 void tokenize(const TokenizeOptions& options) {
-  require(options.lines || options.input.text || options.input.ids, "tokenize: expected --text, --ids or --lines");
+  require(options.lines || options.input.text || options.input.ids,
+          "tokenize: expected --text, --ids or --lines");
   const Tokenizer tokenizer = Tokenizer::load(model_directory(options.model));
   if (options.lines) return encode_lines(tokenizer);
   if (options.input.ids) {

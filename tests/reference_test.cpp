@@ -26,7 +26,8 @@ SessionOptions options(MlaForm form, std::int64_t chunk, DType type = DType::f32
   return o;
 }
 
-std::vector<float> all_logits(const Transformer& model, const SessionOptions& o, const std::vector<std::int32_t>& ids) {
+std::vector<float> all_logits(const Transformer& model, const SessionOptions& o,
+                              const std::vector<std::int32_t>& ids) {
   Session session(model, o);
   std::vector<float> logits(ids.size() * static_cast<std::size_t>(model.config().vocab_size));
   session.feed_all(ids, {logits.data(), static_cast<std::int64_t>(ids.size()), model.config().vocab_size});
@@ -57,7 +58,8 @@ TEST_P(ReferenceTest, HiddenStatesMatchLayerByLayer) {
 TEST_P(ReferenceTest, LogitsMatchInEveryFormAndChunk) {
   for (const MlaForm form : all_forms) {
     for (const std::int64_t chunk : {1, 7, 64, 512}) {
-      const auto d = test::difference(all_logits(model, options(form, chunk), reference.ids), reference.logits.data);
+      const auto d =
+          test::difference(all_logits(model, options(form, chunk), reference.ids), reference.logits.data);
       EXPECT_LE(d.max, 5e-4) << name_of(form) << ", chunk " << chunk;
       EXPECT_LE(d.mean, 2e-5) << name_of(form) << ", chunk " << chunk;
     }
@@ -76,7 +78,8 @@ TEST_P(ReferenceTest, GreedyTokensAreIdentical) {
     auto logits = session.feed(reference.greedy_prompt);
     std::vector<std::int32_t> found;
     for (std::size_t i = 0; i < reference.greedy.size(); ++i) {
-      const std::int32_t id[] = {static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};
+      const std::int32_t id[] = {
+          static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};
       found.push_back(id[0]);
       logits = session.feed(id);
     }
@@ -104,17 +107,19 @@ TEST_P(ReferenceTest, SameBitsAtAnyChunkAndThreadCount) {
 TEST_P(ReferenceTest, Bf16IsNoWorseThanTwiceTransformers) {
   if (reference.bf16_mean_kl < 0) GTEST_SKIP() << "transformers' bf16 was not measured for this checkpoint";
   for (const MlaForm form : {MlaForm::decompress, MlaForm::absorb}) {
-    const double kl = test::mean_kl(reference.logits, all_logits(model, options(form, 512, DType::bf16), reference.ids));
+    const double kl =
+        test::mean_kl(reference.logits, all_logits(model, options(form, 512, DType::bf16), reference.ids));
     EXPECT_LE(kl, 2 * reference.bf16_mean_kl) << name_of(form);
     EXPECT_GT(kl, 0);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Nine, ReferenceTest, testing::ValuesIn(test::reference_names()), [](const auto& info) {
-  std::string name = info.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Nine, ReferenceTest, testing::ValuesIn(test::reference_names()),
+                         [](const auto& checkpoint) {
+                           std::string name = checkpoint.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 TEST(ReferenceBf16Test, MeanOverCheckpointsIsWithinAQuarterOfTransformers) {
   for (const MlaForm form : {MlaForm::decompress, MlaForm::absorb}) {
@@ -123,7 +128,8 @@ TEST(ReferenceBf16Test, MeanOverCheckpointsIsWithinAQuarterOfTransformers) {
       const Reference reference = test::load_reference(name);
       if (reference.bf16_mean_kl < 0) continue;
       const Transformer model = Transformer::load(reference.directory);
-      const double kl = test::mean_kl(reference.logits, all_logits(model, options(form, 512, DType::bf16), reference.ids));
+      const double kl =
+          test::mean_kl(reference.logits, all_logits(model, options(form, 512, DType::bf16), reference.ids));
       RecordProperty(name + "_kl_over_transformers", std::to_string(kl / reference.bf16_mean_kl));
       ours += kl;
       theirs += reference.bf16_mean_kl;

@@ -14,9 +14,10 @@ constexpr std::int64_t head_block = 16;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
 void check(const AttentionShape& s) {
-  require(s.h_q >= 1 && s.h_kv >= 1 && s.d_qk >= 1 && s.d_v >= 1 && s.h_q % s.h_kv == 0,
-          "attention: found h_q {}, h_kv {}, d_qk {}, d_v {}, expected positive sizes and h_q a multiple of h_kv", s.h_q,
-          s.h_kv, s.d_qk, s.d_v);
+  require(
+      s.h_q >= 1 && s.h_kv >= 1 && s.d_qk >= 1 && s.d_v >= 1 && s.h_q % s.h_kv == 0,
+      "attention: found h_q {}, h_kv {}, d_qk {}, d_v {}, expected positive sizes and h_q a multiple of h_kv",
+      s.h_q, s.h_kv, s.d_qk, s.d_v);
 }
 
 }  // namespace
@@ -34,8 +35,8 @@ struct OnlineAttention::Partial {
   static Partial in(float* memory) { return {memory, memory + head_block, memory + 2 * head_block}; }
 };
 
-OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries, std::int64_t kv_length, float* out,
-                                 const LeafKernels& leaf)
+OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries, std::int64_t kv_length,
+                                 float* out, const LeafKernels& leaf)
     : shape_(shape), queries_(queries), kv_length_(kv_length), leaf_(leaf), acc_(out) {
   check(shape);
   group_ = shape.h_q / shape.h_kv;
@@ -50,7 +51,8 @@ OnlineAttention::Item OnlineAttention::item(std::int64_t index) const {
   const std::int64_t block = index % blocks_;
   const std::int64_t kv_head = index / blocks_ % shape_.h_kv;
   const std::int64_t first = block * head_block;
-  return {index / (blocks_ * shape_.h_kv), kv_head, kv_head * group_ + first, std::min(head_block, group_ - first)};
+  return {index / (blocks_ * shape_.h_kv), kv_head, kv_head * group_ + first,
+          std::min(head_block, group_ - first)};
 }
 
 std::int64_t OnlineAttention::visible_rows(std::int64_t token) const {
@@ -58,20 +60,31 @@ std::int64_t OnlineAttention::visible_rows(std::int64_t token) const {
   return std::max(std::int64_t{0}, kv_length_ - queries_.tokens + token + 1);
 }
 
-void OnlineAttention::attend_split(const Item& item, const KvView& part, std::int64_t first_row, std::int64_t split,
-                                   Partial out) const {
+void OnlineAttention::attend_split(const Item& item, const KvView& part, std::int64_t first_row,
+                                   std::int64_t split, Partial out) const {
   std::fill_n(out.max, item.heads, -infinity);
   std::fill_n(out.sum, item.heads, 0.0f);
   std::fill_n(out.acc, item.heads * shape_.d_v, 0.0f);
   const std::byte* rows[AttendTile::max_rows];
   AttendTile tile{queries_.data + item.token * queries_.token_stride + item.first_head * queries_.head_stride,
-                  queries_.head_stride, item.heads, shape_.d_qk, shape_.d_v, shape_.scale, rows, 0,
-                  part.key_offset, part.value_offset, out.max, out.sum, out.acc};
+                  queries_.head_stride,
+                  item.heads,
+                  shape_.d_qk,
+                  shape_.d_v,
+                  shape_.scale,
+                  rows,
+                  0,
+                  part.key_offset,
+                  part.value_offset,
+                  out.max,
+                  out.sum,
+                  out.acc};
   const std::int64_t begin = split * split_rows;
   const std::int64_t end = std::min({begin + split_rows, part.length, visible_rows(item.token) - first_row});
   for (std::int64_t row = begin; row < end; row += tile.num_rows) {
     tile.num_rows = std::min(AttendTile::max_rows, end - row);
-    for (std::int64_t i = 0; i < tile.num_rows; ++i) rows[i] = part.row(row + i) + item.kv_head * part.head_bytes;
+    for (std::int64_t i = 0; i < tile.num_rows; ++i)
+      rows[i] = part.row(row + i) + item.kv_head * part.head_bytes;
     (part.type == DType::bf16 ? leaf_.attend_bf16 : leaf_.attend_f32)(tile);
   }
 }
@@ -92,8 +105,10 @@ void OnlineAttention::merge(const Item& item, const Partial& partial) {
 }
 
 void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
-  require(first_row % split_rows == 0, "attention: part begins at row {}, expected a multiple of {}", first_row, split_rows);
-  require(part.type == DType::f32 || part.type == DType::bf16, "attention over rows of {}: not supported", name_of(part.type));
+  require(first_row % split_rows == 0, "attention: part begins at row {}, expected a multiple of {}",
+          first_row, split_rows);
+  require(part.type == DType::f32 || part.type == DType::bf16, "attention over rows of {}: not supported",
+          name_of(part.type));
   const std::int64_t items = queries_.tokens * shape_.h_kv * blocks_;
   const std::int64_t splits = (part.length + split_rows - 1) / split_rows;
   const std::int64_t partial_size = Partial::size(shape_.d_v);
@@ -109,13 +124,15 @@ void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
     });
     return;
   }
-  // Few queries over many rows: splits run side by side, a bounded number at a time, and are merged in the same order.
+  // Few queries over many rows: splits run side by side, a bounded number at a time, and are merged in the
+  // same order.
   const std::int64_t wave = std::min(splits, 4 * static_cast<std::int64_t>(threads()));
   Buffer<float> memory(items * wave * partial_size);
   for (std::int64_t begin = 0; begin < splits; begin += wave) {
     const std::int64_t count = std::min(wave, splits - begin);
     parallel_for(items * count, [&](std::int64_t i) {
-      attend_split(item(i / count), part, first_row, begin + i % count, Partial::in(memory.data() + i * partial_size));
+      attend_split(item(i / count), part, first_row, begin + i % count,
+                   Partial::in(memory.data() + i * partial_size));
     });
     parallel_for(items, [&](std::int64_t i) {
       for (std::int64_t s = 0; s < count; ++s) {

@@ -17,8 +17,8 @@ MatrixView<float> head(MatrixView<float> x, std::int64_t h, std::int64_t width) 
 }
 
 /// Queries [tokens, n_h (d_n + d_r)], the rope part of each head turned to its token's position.
-MatrixView<float> make_queries(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<const float> x,
-                               MlaScratch& scratch) {
+MatrixView<float> make_queries(const MlaShape& s, const MlaWeights& w, const MlaCall& call,
+                               MatrixView<const float> x, MlaScratch& scratch) {
   MatrixView<float> q = matrix_in(scratch.queries, x.rows, s.num_heads * s.qk_head_dim());
   if (s.q_lora_rank > 0) {
     MatrixView<float> latent = matrix_in(scratch.query_latent, x.rows, s.q_lora_rank);
@@ -37,8 +37,8 @@ MatrixView<float> make_queries(const MlaShape& s, const MlaWeights& w, const Mla
 }
 
 /// Computes each token's row [c_kv | k_rope] and stores it: all that a token leaves behind.
-void append_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<const float> x, KvCache& cache,
-                 MlaScratch& scratch) {
+void append_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<const float> x,
+                 KvCache& cache, MlaScratch& scratch) {
   MatrixView<float> rows = matrix_in(scratch.latents, x.rows, s.latent_width());
   matmul(x, w.kv_a_proj, call.compute, rows);
   MatrixView<float> c_kv = rows.columns(0, s.kv_lora_rank);
@@ -53,20 +53,23 @@ QueryView as_queries(MatrixView<float> q, std::int64_t head_stride) {
   return {q.data, q.rows, q.stride, head_stride};
 }
 
-/// Absorbed: scores are (q_nope W_UK | q_rope) . (c_kv | k_rope), the sum runs over the latents, W_UV comes last.
-void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<float> q, const KvView& kv,
-                     MlaScratch& scratch, MatrixView<float> values) {
+/// Absorbed: scores are (q_nope W_UK | q_rope) . (c_kv | k_rope), the sum runs over the latents, W_UV comes
+/// last.
+void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<float> q,
+                     const KvView& kv, MlaScratch& scratch, MatrixView<float> values) {
   MatrixView<float> absorbed = matrix_in(scratch.absorbed, q.rows, s.num_heads * s.latent_width());
   parallel_for(s.num_heads, [&](std::int64_t h) {
     MatrixView<float> q_head = head(q, h, s.qk_head_dim());
     MatrixView<float> a_head = head(absorbed, h, s.latent_width());
-    matmul_transposed(q_head.columns(0, s.qk_nope_head_dim), w.w_uk(s, h), call.compute, a_head.columns(0, s.kv_lora_rank));
+    matmul_transposed(q_head.columns(0, s.qk_nope_head_dim), w.w_uk(s, h), call.compute,
+                      a_head.columns(0, s.kv_lora_rank));
     for (std::int64_t t = 0; t < q.rows; ++t) {
       std::copy_n(q_head.row(t) + s.qk_nope_head_dim, s.qk_rope_head_dim, a_head.row(t) + s.kv_lora_rank);
     }
   });
   MatrixView<float> context = matrix_in(scratch.context, q.rows, s.num_heads * s.kv_lora_rank);
-  const AttentionShape shape{s.num_heads, 1, s.latent_width(), s.kv_lora_rank, static_cast<float>(s.softmax_scale), true};
+  const AttentionShape shape{
+      s.num_heads, 1, s.latent_width(), s.kv_lora_rank, static_cast<float>(s.softmax_scale), true};
   attend(shape, as_queries(absorbed, s.latent_width()), kv, context.data, nullptr);
   parallel_for(s.num_heads, [&](std::int64_t h) {
     matmul(head(context, h, s.kv_lora_rank), w.w_uv(s, h), call.compute, head(values, h, s.v_head_dim));
@@ -75,11 +78,12 @@ void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call
 
 /// Rebuilds rows [first, first + count) of the cache as [k_nope | k_rope | v] per head, in scratch.part_rows.
 void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, const KvView& kv,
-                     const RowLayout& cached, std::int64_t first, std::int64_t count, const RowLayout& expanded,
-                     MlaScratch& scratch) {
+                     const RowLayout& cached, std::int64_t first, std::int64_t count,
+                     const RowLayout& expanded, MlaScratch& scratch) {
   MatrixView<float> latents = matrix_in(scratch.part_latents, count, s.latent_width());
   for (std::int64_t i = 0; i < count; ++i) cached.read(kv.row(first + i), s.latent_width(), latents.row(i));
-  MatrixView<float> both = matrix_in(scratch.part_expanded, count, s.num_heads * (s.qk_nope_head_dim + s.v_head_dim));
+  MatrixView<float> both =
+      matrix_in(scratch.part_expanded, count, s.num_heads * (s.qk_nope_head_dim + s.v_head_dim));
   matmul(latents.columns(0, s.kv_lora_rank), w.kv_b_proj, call.compute, both);
 
   scratch.part_rows.resize(count * expanded.bytes());
@@ -99,9 +103,10 @@ void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call
 
 /// Explicit: keys and values of every head are rebuilt from the latents, one part of the past at a time.
 void attend_decompressed(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<float> q,
-                         const KvView& kv, const RowLayout& cached, MlaScratch& scratch, MatrixView<float> values) {
-  const AttentionShape shape{s.num_heads, s.num_heads, s.qk_head_dim(), s.v_head_dim, static_cast<float>(s.softmax_scale),
-                             true};
+                         const KvView& kv, const RowLayout& cached, MlaScratch& scratch,
+                         MatrixView<float> values) {
+  const AttentionShape shape{
+      s.num_heads, s.num_heads, s.qk_head_dim(), s.v_head_dim, static_cast<float>(s.softmax_scale), true};
   const RowLayout expanded = RowLayout::heads(s.num_heads, s.qk_head_dim(), s.v_head_dim, call.compute);
   OnlineAttention attention(shape, as_queries(q, s.qk_head_dim()), kv.length, values.data);
   for (std::int64_t first = 0; first < kv.length; first += OnlineAttention::split_rows) {
@@ -124,8 +129,9 @@ Weight MlaWeights::w_uv(const MlaShape& s, std::int64_t h) const {
 }
 
 MlaForm choose_form(const MlaShape& s, std::int64_t tokens, std::int64_t length) {
-  // Multiply-adds per head. Explicit: rebuild `length` keys and values, then attend to them. Absorbed: W_UK and W_UV once
-  // per token, then attend to the latents. Doubles, since the products of real lengths are large.
+  // Multiply-adds per head. Explicit: rebuild `length` keys and values, then attend to them. Absorbed: W_UK
+  // and W_UV once per token, then attend to the latents. Doubles, since the products of real lengths are
+  // large.
   const auto m = static_cast<double>(tokens), n = static_cast<double>(length);
   const auto d_c = static_cast<double>(s.kv_lora_rank), d_r = static_cast<double>(s.qk_rope_head_dim);
   const auto d_n = static_cast<double>(s.qk_nope_head_dim), d_v = static_cast<double>(s.v_head_dim);
@@ -134,10 +140,11 @@ MlaForm choose_form(const MlaShape& s, std::int64_t tokens, std::int64_t length)
   return decompress < absorb ? MlaForm::decompress : MlaForm::absorb;
 }
 
-void mla_forward(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call, MatrixView<const float> x,
-                 KvCache& cache, MlaScratch& scratch, MatrixView<float> out) {
-  require(call.first_position + x.rows == cache.length(), "mla: tokens [{}, {}) do not end the cache of {} rows",
-          call.first_position, call.first_position + x.rows, cache.length());
+void mla_forward(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call,
+                 MatrixView<const float> x, KvCache& cache, MlaScratch& scratch, MatrixView<float> out) {
+  require(call.first_position + x.rows == cache.length(),
+          "mla: tokens [{}, {}) do not end the cache of {} rows", call.first_position,
+          call.first_position + x.rows, cache.length());
   MatrixView<float> queries = make_queries(shape, weights, call, x, scratch);
   append_rows(shape, weights, call, x, cache, scratch);
   const KvView past = cache.view(call.layer);

@@ -11,9 +11,11 @@ namespace mla {
 
 /// The two ways to attend to a latent cache (DeepSeek-V2, section 2.1). Both give the same numbers.
 enum class MlaForm {
-  automatic,    ///< whichever does less arithmetic for the call
-  decompress,   ///< explicit: K and V are rebuilt from the latents with W_UK and W_UV, then multi-head attention
-  absorb,       ///< absorbed: W_UK goes into the query and W_UV behind the sum; attention runs over the latents themselves
+  automatic,   ///< whichever does less arithmetic for the call
+  decompress,  ///< explicit: K and V are rebuilt from the latents with W_UK and W_UV, then multi-head
+               ///< attention
+  absorb,  ///< absorbed: W_UK goes into the query and W_UV behind the sum; attention runs over the latents
+           ///< themselves
 };
 
 /// Sizes of one MLA layer, in the names of design and paper.
@@ -26,7 +28,7 @@ struct MlaShape {
   std::int64_t qk_rope_head_dim = 0;  ///< d_r
   std::int64_t v_head_dim = 0;        ///< d_v
   double softmax_scale = 1.0;
-  double norm_epsilon = 1e-6;         ///< of the norms of the two latents
+  double norm_epsilon = 1e-6;  ///< of the norms of the two latents
 
   std::int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   std::int64_t latent_width() const { return kv_lora_rank + qk_rope_head_dim; }
@@ -47,35 +49,38 @@ struct MlaWeights {
   Weight w_uv(const MlaShape& s, std::int64_t head) const;
 };
 
-/// Memory that calls of mla_forward reuse. It grows with the tokens of one call, never with the length of the cache.
+/// Memory that calls of mla_forward reuse. It grows with the tokens of one call, never with the length of the
+/// cache.
 struct MlaScratch {
-  Buffer<float> query_latent;    // [tokens, d_c']
-  Buffer<float> queries;         // [tokens, n_h (d_n + d_r)]
-  Buffer<float> latents;         // [tokens, d_c + d_r]
-  Buffer<float> absorbed;        // [tokens, n_h (d_c + d_r)]
-  Buffer<float> context;         // [tokens, n_h d_c]
-  Buffer<float> values;          // [tokens, n_h d_v]
-  Buffer<float> part_latents;    // [split_rows, d_c + d_r]
-  Buffer<float> part_expanded;   // [split_rows, n_h (d_n + d_v)]
-  Buffer<std::byte> part_rows;   // [split_rows] rows [k | v] per head
+  Buffer<float> query_latent;   // [tokens, d_c']
+  Buffer<float> queries;        // [tokens, n_h (d_n + d_r)]
+  Buffer<float> latents;        // [tokens, d_c + d_r]
+  Buffer<float> absorbed;       // [tokens, n_h (d_c + d_r)]
+  Buffer<float> context;        // [tokens, n_h d_c]
+  Buffer<float> values;         // [tokens, n_h d_v]
+  Buffer<float> part_latents;   // [split_rows, d_c + d_r]
+  Buffer<float> part_expanded;  // [split_rows, n_h (d_n + d_v)]
+  Buffer<std::byte> part_rows;  // [split_rows] rows [k | v] per head
 };
 
 /// Tokens that one call works on, and how.
 struct MlaCall {
   std::int64_t layer = 0;
-  std::int64_t first_position = 0;           ///< of x's first row; the cache already has room for all of x's rows
+  std::int64_t first_position = 0;  ///< of x's first row; the cache already has room for all of x's rows
   const Rotary* rotary = nullptr;
-  const Rotary::Table* table = nullptr;      ///< cosines and sines of the call's positions
+  const Rotary::Table* table = nullptr;  ///< cosines and sines of the call's positions
   MlaForm form = MlaForm::automatic;
-  DType compute = DType::f32;                ///< f32 or bf16, as in matmul
+  DType compute = DType::f32;  ///< f32 or bf16, as in matmul
 };
 
 /// Multi-head latent attention of the tokens x [tokens, d] over their past and themselves: out [tokens, d].
-/// Writes the tokens' rows into `cache` and nothing else is kept. (Chapter 3.2 to 3.4, and the decoupled architecture.)
-void mla_forward(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call, MatrixView<const float> x,
-                 KvCache& cache, MlaScratch& scratch, MatrixView<float> out);
+/// Writes the tokens' rows into `cache` and nothing else is kept. (Chapter 3.2 to 3.4, and the decoupled
+/// architecture.)
+void mla_forward(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call,
+                 MatrixView<const float> x, KvCache& cache, MlaScratch& scratch, MatrixView<float> out);
 
-/// The form that `automatic` means for `tokens` new tokens over `length` rows in all: the one with fewer multiply-adds.
+/// The form that `automatic` means for `tokens` new tokens over `length` rows in all: the one with fewer
+/// multiply-adds.
 MlaForm choose_form(const MlaShape& shape, std::int64_t tokens, std::int64_t length);
 
 }  // namespace mla

@@ -6,12 +6,13 @@
 
 namespace mla {
 
-/// What an attention kernel may read: `length` rows of one layer of one sequence, wherever their pages lie. A dense tensor is
-/// a view with one page. Slots beyond `length` are never read.
+/// What an attention kernel may read: `length` rows of one layer of one sequence, wherever their pages lie. A
+/// dense tensor is a view with one page. Slots beyond `length` are never read.
 struct KvView {
   DType type = DType::f32;
-  const std::byte* const* pages = nullptr;  ///< [ceil(length / page_rows)] block table: each page's first byte
-  std::int64_t page_offset = 0;             ///< bytes from a page's first byte to this layer's first row
+  const std::byte* const* pages =
+      nullptr;                   ///< [ceil(length / page_rows)] block table: each page's first byte
+  std::int64_t page_offset = 0;  ///< bytes from a page's first byte to this layer's first row
   std::int64_t page_rows = 1;
   std::int64_t row_bytes = 0;
   std::int64_t length = 0;
@@ -26,8 +27,15 @@ struct KvView {
 
 /// A dense tensor of `length` rows as a view. `page` must outlive it and point to the tensor's first byte.
 inline KvView dense_view(const RowLayout& layout, const std::byte* const& page, std::int64_t length) {
-  return {layout.type(), &page, 0, length > 0 ? length : 1, layout.bytes(), length, layout.key_offset(),
-          layout.value_offset(), layout.head_bytes()};
+  return {layout.type(),
+          &page,
+          0,
+          length > 0 ? length : 1,
+          layout.bytes(),
+          length,
+          layout.key_offset(),
+          layout.value_offset(),
+          layout.head_bytes()};
 }
 
 }  // namespace mla

@@ -8,8 +8,8 @@ namespace mla {
 
 /// The bytes that one token keeps in one layer (docs/cache_format.md).
 ///
-/// MLA keeps one shared row `[c_kv | k_rope]`; the other attentions keep `[k | v]` for each kv head, one head after another.
-/// Chapter 3.4.2: for MLA this row is the only thing stored.
+/// MLA keeps one shared row `[c_kv | k_rope]`; the other attentions keep `[k | v]` for each kv head, one head
+/// after another. Chapter 3.4.2: for MLA this row is the only thing stored.
 class RowLayout {
  public:
   /// `[c_kv (d_c) | k_rope (d_r)]`. The key is the whole row, the value its first d_c values. d_r may be 0.
@@ -18,7 +18,7 @@ class RowLayout {
   static RowLayout heads(std::int64_t h_kv, std::int64_t d_qk, std::int64_t d_v, DType type);
 
   DType type() const { return type_; }
-  std::int64_t values() const { return values_; }              ///< numbers in a row
+  std::int64_t values() const { return values_; }  ///< numbers in a row
   std::int64_t bytes() const { return values_ * size_of(type_); }
   std::int64_t key_offset() const { return 0; }                ///< bytes from a head's start to its key
   std::int64_t value_offset() const { return value_offset_; }  ///< bytes from a head's start to its value

@@ -48,8 +48,9 @@ class Buffer {
   static constexpr std::align_val_t alignment{64};
 
   static T* allocate(std::int64_t size) {
-    require(size >= 0 && size <= (std::int64_t{1} << 46) / static_cast<std::int64_t>(sizeof(T)),
-            "buffer of {} elements: size out of range", size);
+    if (size < 0 || size > (std::int64_t{1} << 46) / static_cast<std::int64_t>(sizeof(T))) {
+      fail("buffer of {} elements: size out of range", size);
+    }
     if (size == 0) return nullptr;
     const auto bytes = static_cast<std::size_t>(size) * sizeof(T);
     void* memory = ::operator new(bytes, alignment);

@@ -9,14 +9,15 @@ enum class Isa { scalar, avx2, avx512 };
 /// "scalar", "avx2" or "avx512".
 const char* name_of(Isa isa);
 
-/// Whether this CPU and operating system can run `isa`: avx2 means AVX2, FMA and F16C; avx512 means F, BW, DQ and VL too.
+/// Whether this CPU and operating system can run `isa`: avx2 means AVX2, FMA and F16C; avx512 means F, BW, DQ
+/// and VL too.
 bool supports(Isa isa);
 
 /// Whether this CPU multiplies bf16 pairs (AVX512_BF16).
 bool supports_bf16_products();
 
-/// The set in use, chosen once: the best supported one, or what the environment variable MLA_ISA names. Throws Error if
-/// MLA_ISA names an unknown set or one that this CPU lacks.
+/// The set in use, chosen once: the best supported one, or what the environment variable MLA_ISA names.
+/// Throws Error if MLA_ISA names an unknown set or one that this CPU lacks.
 Isa selected_isa();
 
 /// What selected_isa() does with the value of MLA_ISA (empty: not set).

@@ -10,11 +10,14 @@ enum class DType : std::uint8_t { f32, bf16, f16, f8_e4m3, i8 };
 /// Bytes of one element.
 constexpr std::int64_t size_of(DType type) {
   switch (type) {
-    case DType::f32: return 4;
+    case DType::f32:
+      return 4;
     case DType::bf16:
-    case DType::f16: return 2;
+    case DType::f16:
+      return 2;
     case DType::f8_e4m3:
-    case DType::i8: return 1;
+    case DType::i8:
+      return 1;
   }
   return 0;
 }
@@ -22,11 +25,16 @@ constexpr std::int64_t size_of(DType type) {
 /// "f32", "bf16", "f16", "fp8" or "int8": the names that the program's options use.
 constexpr const char* name_of(DType type) {
   switch (type) {
-    case DType::f32: return "f32";
-    case DType::bf16: return "bf16";
-    case DType::f16: return "f16";
-    case DType::f8_e4m3: return "fp8";
-    case DType::i8: return "int8";
+    case DType::f32:
+      return "f32";
+    case DType::bf16:
+      return "bf16";
+    case DType::f16:
+      return "f16";
+    case DType::f8_e4m3:
+      return "fp8";
+    case DType::i8:
+      return "int8";
   }
   return "?";
 }

@@ -7,8 +7,8 @@
 
 namespace mla {
 
-/// The only exception the library throws on purpose. Its message names the file, the field or tensor, what was
-/// found and what was expected; it is one line, ready to be shown to a user.
+/// The only exception the library throws on purpose. Its message names the file, the field or tensor, what
+/// was found and what was expected; it is one line, ready to be shown to a user.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

@@ -36,7 +36,8 @@ class StrictBuilder : public nlohmann::json_sax<json> {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception& error) override {
+  bool parse_error(std::size_t position, const std::string&,
+                   const nlohmann::detail::exception& error) override {
     fail("{}: not valid JSON at byte {}: {}", source_, position, printable(error.what()));
   }
 
@@ -79,8 +80,9 @@ class StrictBuilder : public nlohmann::json_sax<json> {
 
   const std::string& source_;
   json root_;
-  json* slot_ = nullptr;     // where the value of the last key goes
-  std::vector<json*> open_;  // containers being filled; only the innermost one grows, so the pointers stay valid
+  json* slot_ = nullptr;  // where the value of the last key goes
+  std::vector<json*>
+      open_;  // containers being filled; only the innermost one grows, so the pointers stay valid
 };
 
 }  // namespace

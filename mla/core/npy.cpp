@@ -16,7 +16,8 @@ namespace {
 constexpr std::string_view magic{"\x93NUMPY\x01\x00", 8};
 
 /// The text between `open` and `close` after `key` in the header's dictionary.
-std::string_view field(std::string_view header, std::string_view key, char open, char close, const std::string& file) {
+std::string_view field(std::string_view header, std::string_view key, char open, char close,
+                       const std::string& file) {
   const std::size_t at = header.find(key);
   require(at != header.npos, "{}: header lacks {}", file, key);
   const std::size_t begin = header.find(open, at + key.size());
@@ -54,7 +55,8 @@ NpyArray read_npy(const std::filesystem::path& path) {
   const std::string_view header = bytes.substr(10, header_size);
   const std::string_view type = field(header, "'descr'", '\'', '\'', file);
   require(type == "<f4", "{}: found elements of type {}, expected <f4", file, type);
-  require(header.find("'fortran_order': False") != header.npos, "{}: found Fortran order, expected C order", file);
+  require(header.find("'fortran_order': False") != header.npos, "{}: found Fortran order, expected C order",
+          file);
 
   NpyArray array{parse_shape(field(header, "'shape'", '(', ')', file), file), {}};
   std::int64_t count = 1;

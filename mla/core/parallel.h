@@ -9,12 +9,13 @@ namespace mla {
 /// Threads that parallel_for uses: what set_threads asked for, else one per processor.
 int threads();
 
-/// Sets the number of threads for the calling thread's parallel_for; at least 1, at most 1024 (Error otherwise).
+/// Sets the number of threads for the calling thread's parallel_for; at least 1, at most 1024 (Error
+/// otherwise).
 void set_threads(int count);
 
-/// Calls body(i) for each i in [0, count) on the OpenMP pool, in no particular order; serial inside another parallel_for.
-/// An exception from a body is rethrown here after all bodies have ended. Results must not depend on which thread runs
-/// which i: a body writes only what belongs to its i.
+/// Calls body(i) for each i in [0, count) on the OpenMP pool, in no particular order; serial inside another
+/// parallel_for. An exception from a body is rethrown here after all bodies have ended. Results must not
+/// depend on which thread runs which i: a body writes only what belongs to its i.
 template <class Body>
 void parallel_for(std::int64_t count, const Body& body) {
   if (count <= 1 || omp_in_parallel() || threads() == 1) {

@@ -37,8 +37,8 @@ struct Lanes {
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 
-  /// e^x to about 1 unit in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 in r, times 2^k.
-  /// 0 below -87.3 (where results would be subnormal), inf above 88.7, NaN for NaN.
+  /// e^x to about 1 unit in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 in r,
+  /// times 2^k. 0 below -87.3 (where results would be subnormal), inf above 88.7, NaN for NaN.
   static F exp(F x) {
     const F k = _mm256_round_ps(mul(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     F r = _mm256_fnmadd_ps(k, set(0.693359375f), x);  // ln 2 in two parts, the first exact in 9 bits
@@ -66,12 +66,15 @@ struct Lanes {
 
  private:
   static __m256i first(std::int64_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   static F power_of_two(__m256i k) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
   }
-  static F widen(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
+  static F widen(__m128i bits) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
   static __m128i narrow(F value) {
     const __m256i bits = _mm256_castps_si256(value);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -21,7 +21,9 @@ struct Lanes {
   static void store(float* p, F value) { _mm512_storeu_ps(p, value); }
   static void store(bf16* p, F value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(value)); }
   static void store_part(float* p, F value, std::int64_t n) { _mm512_mask_storeu_ps(p, first(n), value); }
-  static void store_part(bf16* p, F value, std::int64_t n) { _mm256_mask_storeu_epi16(p, first(n), narrow(value)); }
+  static void store_part(bf16* p, F value, std::int64_t n) {
+    _mm256_mask_storeu_epi16(p, first(n), narrow(value));
+  }
 
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -29,8 +31,8 @@ struct Lanes {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 
-  /// e^x to about 1 unit in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 in r, times 2^k.
-  /// 0 below -87.3 (where results would be subnormal), inf above 88.7, NaN for NaN.
+  /// e^x to about 1 unit in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 in r,
+  /// times 2^k. 0 below -87.3 (where results would be subnormal), inf above 88.7, NaN for NaN.
   static F exp(F x) {
     const F k = _mm512_roundscale_ps(mul(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     F r = _mm512_fnmadd_ps(k, set(0.693359375f), x);  // ln 2 in two parts, the first exact in 9 bits
@@ -56,7 +58,9 @@ struct Lanes {
 
  private:
   static __mmask16 first(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
-  static F widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
+  static F widen(__m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
   static __m256i narrow(F value) {
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

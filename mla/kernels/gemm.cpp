@@ -37,13 +37,14 @@ dnnl::engine& cpu_engine() {
   return engine;
 }
 
-/// The primitives that one thread has made so far. oneDNN plans for the number of threads it sees, so each is made and run
-/// with one: the plan, and with it every bit of the result, is the same on any machine size.
+/// The primitives that one thread has made so far. oneDNN plans for the number of threads it sees, so each is
+/// made and run with one: the plan, and with it every bit of the result, is the same on any machine size.
 class PrimitiveCache {
  public:
   PrimitiveCache() : stream_(cpu_engine()) {}
 
-  void run(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b, float* c) {
+  void run(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b,
+           float* c) {
     const int outer = omp_get_max_threads();
     omp_set_num_threads(1);
     try {
@@ -53,13 +54,14 @@ class PrimitiveCache {
       primitive.a.set_data_handle(const_cast<void*>(a));
       primitive.b.set_data_handle(const_cast<void*>(b));
       primitive.c.set_data_handle(c);
-      primitive.run.execute(stream_, {{DNNL_ARG_SRC, primitive.a},
-                                      {DNNL_ARG_WEIGHTS, primitive.b},
-                                      {DNNL_ARG_DST, primitive.c}});
+      primitive.run.execute(
+          stream_,
+          {{DNNL_ARG_SRC, primitive.a}, {DNNL_ARG_WEIGHTS, primitive.b}, {DNNL_ARG_DST, primitive.c}});
       stream_.wait();
     } catch (const dnnl::error& error) {
       omp_set_num_threads(outer);
-      fail("oneDNN: product of [{}, {}] and [{}, {}] in {}: {}", n, k, k, gemm_tokens, name_of(type), error.what());
+      fail("oneDNN: product of [{}, {}] and [{}, {}] in {}: {}", n, k, k, gemm_tokens, name_of(type),
+           error.what());
     }
     omp_set_num_threads(outer);
   }
@@ -105,7 +107,8 @@ DType gemm_type(DType compute) {
 void gemm_block(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b,
                 std::int64_t tokens, float* c) {
   if (selected_isa() == Isa::scalar) {
-    return gemm_block_scalar(n, k, static_cast<const float*>(a), lda, static_cast<const float*>(b), tokens, c);
+    return gemm_block_scalar(n, k, static_cast<const float*>(a), lda, static_cast<const float*>(b), tokens,
+                             c);
   }
   thread_local PrimitiveCache cache;
   cache.run(type, n, k, a, lda, b, c);

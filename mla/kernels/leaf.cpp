@@ -4,9 +4,12 @@ namespace mla {
 
 const LeafKernels& leaf_kernels(Isa isa) {
   switch (isa) {
-    case Isa::avx512: return avx512_kernels;
-    case Isa::avx2: return avx2_kernels;
-    case Isa::scalar: break;
+    case Isa::avx512:
+      return avx512_kernels;
+    case Isa::avx2:
+      return avx2_kernels;
+    case Isa::scalar:
+      break;
   }
   return scalar_kernels;
 }

@@ -7,28 +7,28 @@
 
 namespace mla {
 
-/// Rows of keys and values that one leaf call attends to, for a group of heads that share them. All pointers are to
-/// memory of the caller; nothing is kept.
+/// Rows of keys and values that one leaf call attends to, for a group of heads that share them. All pointers
+/// are to memory of the caller; nothing is kept.
 struct AttendTile {
   static constexpr std::int64_t max_rows = 64;
 
-  const float* query;              ///< [heads][query_stride], the first d_qk of each used
+  const float* query;  ///< [heads][query_stride], the first d_qk of each used
   std::int64_t query_stride;
   std::int64_t heads;
   std::int64_t d_qk;
   std::int64_t d_v;
-  float scale;                     ///< multiplies each score before the softmax
-  const std::byte* const* rows;    ///< [num_rows] cached rows, in order of position
-  std::int64_t num_rows;           ///< 1 to max_rows, all of them visible
-  std::int64_t key_offset;         ///< bytes from a row's start to its key
-  std::int64_t value_offset;       ///< bytes from a row's start to its value
-  float* max;                      ///< [heads] running maximum of the scaled scores; -inf before the first row
-  float* sum;                      ///< [heads] running sum of exp(score - max)
-  float* acc;                      ///< [heads][d_v] running sum of exp(score - max) * value
+  float scale;                   ///< multiplies each score before the softmax
+  const std::byte* const* rows;  ///< [num_rows] cached rows, in order of position
+  std::int64_t num_rows;         ///< 1 to max_rows, all of them visible
+  std::int64_t key_offset;       ///< bytes from a row's start to its key
+  std::int64_t value_offset;     ///< bytes from a row's start to its value
+  float* max;                    ///< [heads] running maximum of the scaled scores; -inf before the first row
+  float* sum;                    ///< [heads] running sum of exp(score - max)
+  float* acc;                    ///< [heads][d_v] running sum of exp(score - max) * value
 };
 
-/// The leaf kernels of one instruction set. They use one thread, allocate nothing and never fail; any count may be 0
-/// unless said otherwise, and no pointer needs an alignment beyond its element's.
+/// The leaf kernels of one instruction set. They use one thread, allocate nothing and never fail; any count
+/// may be 0 unless said otherwise, and no pointer needs an alignment beyond its element's.
 struct LeafKernels {
   Isa isa;
   /// Online softmax over a tile of f32 rows.

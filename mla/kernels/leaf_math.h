@@ -1,9 +1,11 @@
-// The mathematics of the leaf kernels, written once over `Lanes`. Each instruction-set file defines its own Lanes in an
-// anonymous namespace and then includes this file, so that no code compiled for one CPU is ever linked into another's path:
-// everything here is in that anonymous namespace too, and no std container or algorithm is used.
+// The mathematics of the leaf kernels, written once over `Lanes`. Each instruction-set file defines its own
+// Lanes in an anonymous namespace and then includes this file, so that no code compiled for one CPU is ever
+// linked into another's path: everything here is in that anonymous namespace too, and no std container or
+// algorithm is used.
 //
-// Lanes is `width` floats side by side (F) with: zero, set, load, load_part(p, n), store, store_part, add, sub, mul, max,
-// fma(a, b, c) = a * b + c, exp, reduce_add, reduce_max; load and load_part take float or bf16, store_part and store too.
+// Lanes is `width` floats side by side (F) with: zero, set, load, load_part(p, n), store, store_part, add,
+// sub, mul, max, fma(a, b, c) = a * b + c, exp, reduce_add, reduce_max; load and load_part take float or
+// bf16, store_part and store too.
 #include "mla/kernels/leaf.h"
 
 namespace mla {
@@ -20,9 +22,11 @@ float dot(const float* a, const float* b, std::int64_t n) {
   return Lanes::reduce_add(sum);
 }
 
-/// scores[0..R) = dot(query, key of row r). Each row's sum runs over the features in the same order whatever R is.
+/// scores[0..R) = dot(query, key of row r). Each row's sum runs over the features in the same order whatever
+/// R is.
 template <int R, class T>
-void dot_rows(const float* query, const std::byte* const* rows, std::int64_t key_offset, std::int64_t n, float* scores) {
+void dot_rows(const float* query, const std::byte* const* rows, std::int64_t key_offset, std::int64_t n,
+              float* scores) {
   const T* key[R];
   F sum[R];
   for (int r = 0; r < R; ++r) {
@@ -55,7 +59,8 @@ void add_values(const AttendTile& tile, const float* p, std::int64_t begin, floa
 }
 
 template <class T>
-void add_values_tail(const AttendTile& tile, const float* p, std::int64_t begin, float correction, float* acc) {
+void add_values_tail(const AttendTile& tile, const float* p, std::int64_t begin, float correction,
+                     float* acc) {
   const std::int64_t n = tile.d_v - begin;
   F sum = Lanes::mul(Lanes::set(correction), Lanes::load_part(acc + begin, n));
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
@@ -96,7 +101,8 @@ void attend(const AttendTile& tile) {
     for (; r + 4 <= tile.num_rows; r += 4) {
       dot_rows<4, T>(query, tile.rows + r, tile.key_offset, tile.d_qk, scores + r);
     }
-    for (; r < tile.num_rows; ++r) dot_rows<1, T>(query, tile.rows + r, tile.key_offset, tile.d_qk, scores + r);
+    for (; r < tile.num_rows; ++r)
+      dot_rows<1, T>(query, tile.rows + r, tile.key_offset, tile.d_qk, scores + r);
 
     const float correction = softmax_step(scores, tile.num_rows, tile.scale, tile.max + h, tile.sum + h);
 
@@ -116,7 +122,8 @@ void rms_norm(const float* x, const float* weight, float epsilon, float* out, st
     Lanes::store(out + i, Lanes::mul(Lanes::mul(Lanes::load(x + i), s), Lanes::load(weight + i)));
   }
   if (i < n) {
-    const F value = Lanes::mul(Lanes::mul(Lanes::load_part(x + i, n - i), s), Lanes::load_part(weight + i, n - i));
+    const F value =
+        Lanes::mul(Lanes::mul(Lanes::load_part(x + i, n - i), s), Lanes::load_part(weight + i, n - i));
     Lanes::store_part(out + i, value, n - i);
   }
 }
@@ -130,7 +137,8 @@ void swiglu(const float* gate, const float* up, float* out, std::int64_t n) {
   std::int64_t i = 0;
   for (; i + W <= n; i += W) Lanes::store(out + i, silu_times(Lanes::load(gate + i), Lanes::load(up + i)));
   if (i < n) {
-    Lanes::store_part(out + i, silu_times(Lanes::load_part(gate + i, n - i), Lanes::load_part(up + i, n - i)), n - i);
+    Lanes::store_part(out + i, silu_times(Lanes::load_part(gate + i, n - i), Lanes::load_part(up + i, n - i)),
+                      n - i);
   }
 }
 
@@ -139,7 +147,8 @@ void add_scaled(const float* x, float scale, float* y, std::int64_t n) {
   std::int64_t i = 0;
   for (; i + W <= n; i += W) Lanes::store(y + i, Lanes::fma(s, Lanes::load(x + i), Lanes::load(y + i)));
   if (i < n) {
-    Lanes::store_part(y + i, Lanes::fma(s, Lanes::load_part(x + i, n - i), Lanes::load_part(y + i, n - i)), n - i);
+    Lanes::store_part(y + i, Lanes::fma(s, Lanes::load_part(x + i, n - i), Lanes::load_part(y + i, n - i)),
+                      n - i);
   }
 }
 

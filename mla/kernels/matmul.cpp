@@ -48,13 +48,21 @@ void read_fp8(const Weight& w, std::int64_t row, std::int64_t begin, std::int64_
 void read_part(const Weight& w, std::int64_t row, std::int64_t begin, std::int64_t count, float* out) {
   const std::byte* data = row_data(w, row) + begin * size_of(w.dtype);
   switch (w.dtype) {
-    case DType::f32: std::memcpy(out, data, static_cast<std::size_t>(count) * sizeof(float)); return;
-    case DType::bf16: leaf_kernels().bf16_to_f32(reinterpret_cast<const bf16*>(data), out, count); return;
-    case DType::f16:
-      for (std::int64_t c = 0; c < count; ++c) out[c] = f16_to_float(reinterpret_cast<const std::uint16_t*>(data)[c]);
+    case DType::f32:
+      std::memcpy(out, data, static_cast<std::size_t>(count) * sizeof(float));
       return;
-    case DType::f8_e4m3: read_fp8(w, row, begin, count, out); return;
-    case DType::i8: break;
+    case DType::bf16:
+      leaf_kernels().bf16_to_f32(reinterpret_cast<const bf16*>(data), out, count);
+      return;
+    case DType::f16:
+      for (std::int64_t c = 0; c < count; ++c)
+        out[c] = f16_to_float(reinterpret_cast<const std::uint16_t*>(data)[c]);
+      return;
+    case DType::f8_e4m3:
+      read_fp8(w, row, begin, count, out);
+      return;
+    case DType::i8:
+      break;
   }
   fail("weight of type {}: not a weight type", name_of(w.dtype));
 }
@@ -73,14 +81,15 @@ void store_rounded(const float* x, DType compute, DType type, std::int64_t n, vo
 
 /// Memory that one thread reuses from call to call.
 struct Scratch {
-  Buffer<float> row;              // one weight row as f32
-  Buffer<std::byte> block;        // converted weights [outputs, depth]
-  Buffer<float> product;          // [outputs, gemm_tokens]
+  Buffer<float> row;        // one weight row as f32
+  Buffer<std::byte> block;  // converted weights [outputs, depth]
+  Buffer<float> product;    // [outputs, gemm_tokens]
 };
 
-/// Outputs [begin, begin + count) of W as a [count, cols] block of gemm elements; the stored rows themselves if they are
-/// that already.
-const void* weight_rows(const Weight& w, std::int64_t begin, std::int64_t count, DType compute, Scratch& scratch) {
+/// Outputs [begin, begin + count) of W as a [count, cols] block of gemm elements; the stored rows themselves
+/// if they are that already.
+const void* weight_rows(const Weight& w, std::int64_t begin, std::int64_t count, DType compute,
+                        Scratch& scratch) {
   const DType type = gemm_type(compute);
   if (w.dtype == type && type == compute) return row_data(w, begin);
   const std::int64_t row_bytes = w.cols * size_of(type);
@@ -94,7 +103,8 @@ const void* weight_rows(const Weight& w, std::int64_t begin, std::int64_t count,
 }
 
 /// Columns [begin, begin + count) of W as a [count, rows] block of gemm elements.
-const void* weight_columns(const Weight& w, std::int64_t begin, std::int64_t count, DType compute, Scratch& scratch) {
+const void* weight_columns(const Weight& w, std::int64_t begin, std::int64_t count, DType compute,
+                           Scratch& scratch) {
   const DType type = gemm_type(compute);
   std::byte* block = scratch.block.resize(count * w.rows * size_of(type));
   float* row = scratch.row.resize(2 * count);
@@ -183,8 +193,9 @@ void read_row(const Weight& w, std::int64_t row, float* out) {
 }
 
 void matmul(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
-  require(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows, "matmul: x [{}, {}], W [{}, {}], y [{}, {}] do not fit",
-          x.rows, x.cols, w.rows, w.cols, y.rows, y.cols);
+  require(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows,
+          "matmul: x [{}, {}], W [{}, {}], y [{}, {}] do not fit", x.rows, x.cols, w.rows, w.cols, y.rows,
+          y.cols);
   run_blocks(x, compute, w.rows, y, [&](std::int64_t begin, std::int64_t count, Scratch& scratch) {
     return Operand{weight_rows(w, begin, count, compute, scratch), w.cols};
   });
@@ -192,7 +203,8 @@ void matmul(MatrixView<const float> x, const Weight& w, DType compute, MatrixVie
 
 void matmul_transposed(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
   require(x.cols == w.rows && y.cols == w.cols && x.rows == y.rows,
-          "matmul_transposed: x [{}, {}], W [{}, {}], y [{}, {}] do not fit", x.rows, x.cols, w.rows, w.cols, y.rows, y.cols);
+          "matmul_transposed: x [{}, {}], W [{}, {}], y [{}, {}] do not fit", x.rows, x.cols, w.rows, w.cols,
+          y.rows, y.cols);
   run_blocks(x, compute, w.cols, y, [&](std::int64_t begin, std::int64_t count, Scratch& scratch) {
     return Operand{weight_columns(w, begin, count, compute, scratch), w.rows};
   });

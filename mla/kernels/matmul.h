@@ -7,14 +7,14 @@
 
 namespace mla {
 
-/// A stored weight matrix W [rows, cols], row-major, in its stored type: a view of memory that somebody else owns.
-/// `rows` counts outputs and `cols` inputs, as in a checkpoint's `*.weight` tensors.
+/// A stored weight matrix W [rows, cols], row-major, in its stored type: a view of memory that somebody else
+/// owns. `rows` counts outputs and `cols` inputs, as in a checkpoint's `*.weight` tensors.
 struct Weight {
   DType dtype = DType::f32;
   const std::byte* data = nullptr;  ///< row 0 of the stored tensor
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  std::int64_t first_row = 0;       ///< of this view in the stored tensor
+  std::int64_t first_row = 0;  ///< of this view in the stored tensor
 
   // fp8 only: the value of element (r, c) is data[r][c] * scales[r / block_rows][c / block_cols].
   const float* scales = nullptr;
@@ -34,12 +34,12 @@ void read_row(const Weight& weight, std::int64_t row, float* out);
 
 /// y = x W^T: x [m, cols], y [m, rows], f32 in and out.
 ///
-/// `compute` is f32 or bf16. With bf16 both operands are rounded to bf16 first; products and sums are f32 either way.
-/// The weight is never copied whole: blocks of it are converted as they are needed.
+/// `compute` is f32 or bf16. With bf16 both operands are rounded to bf16 first; products and sums are f32
+/// either way. The weight is never copied whole: blocks of it are converted as they are needed.
 ///
-/// The bits of a row of y depend on that row of x and on W alone: not on the other rows, nor on the number of threads.
-/// Every product runs as blocks of 64 outputs x 16 tokens over the full depth, the tokens side by side in vector lanes,
-/// so each token sees the same instructions whoever rides in the other lanes.
+/// The bits of a row of y depend on that row of x and on W alone: not on the other rows, nor on the number of
+/// threads. Every product runs as blocks of 64 outputs x 16 tokens over the full depth, the tokens side by
+/// side in vector lanes, so each token sees the same instructions whoever rides in the other lanes.
 void matmul(MatrixView<const float> x, const Weight& weight, DType compute, MatrixView<float> y);
 
 /// y = x W: x [m, rows], y [m, cols]. Otherwise as matmul.

@@ -4,7 +4,8 @@
 
 namespace mla {
 
-void rms_norm(MatrixView<const float> x, std::span<const float> weight, double epsilon, MatrixView<float> out) {
+void rms_norm(MatrixView<const float> x, std::span<const float> weight, double epsilon,
+              MatrixView<float> out) {
   for (std::int64_t t = 0; t < x.rows; ++t) {
     leaf_kernels().rms_norm(x.row(t), weight.data(), static_cast<float>(epsilon), out.row(t), x.cols);
   }

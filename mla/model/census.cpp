@@ -7,7 +7,8 @@ namespace {
 
 std::int64_t attention_parameters(const ModelConfig& c) {
   const std::int64_t query_width = c.num_heads * c.qk_head_dim();
-  const std::int64_t query = c.q_lora_rank > 0 ? c.q_lora_rank * (c.hidden_size + 1 + query_width) : c.hidden_size * query_width;
+  const std::int64_t query =
+      c.q_lora_rank > 0 ? c.q_lora_rank * (c.hidden_size + 1 + query_width) : c.hidden_size * query_width;
   const std::int64_t compress = c.latent_width() * c.hidden_size + c.kv_lora_rank;
   const std::int64_t decompress = c.num_heads * (c.qk_nope_head_dim + c.v_head_dim) * c.kv_lora_rank;
   return query + compress + decompress + c.hidden_size * c.num_heads * c.v_head_dim;

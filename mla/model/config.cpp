@@ -46,7 +46,7 @@ const Family& family_of(JsonFields& fields) {
   return *std::ranges::find_if(families, [&](const Family& family) { return name == family.model_type; });
 }
 
-/// JsonFields that change nothing here: how it was trained, stored, split over machines, or what other code
+/// Fields that change nothing here: how it was trained, stored, split over machines, or what other code
 /// reads.
 void skip_harmless(JsonFields& fields) {
   fields.skip({"_name_or_path",
@@ -75,7 +75,7 @@ void skip_harmless(JsonFields& fields) {
                "max_window_layers"});
 }
 
-/// JsonFields that ask for what this engine does not do, unless they hold what every release holds.
+/// Fields that ask for what this engine does not do, unless they hold what every release holds.
 void refuse_what_we_lack(JsonFields& fields) {
   fields.must_be("hidden_act", "silu");
   for (const char* name : {"attention_bias", "mlp_bias", "use_qk_norm", "qk_layernorm"})
@@ -116,7 +116,7 @@ void read_sizes(JsonFields& fields, ModelConfig& config) {
   config.norm_epsilon = fields.number_above("rms_norm_eps", 0.0);
 }
 
-/// JsonFields that only repeat what others say.
+/// Fields that only repeat what others say.
 void check_repeated(JsonFields& fields, const ModelConfig& config) {
   const json* heads = fields.find("num_key_value_heads");
   if (heads && *heads != config.num_heads) {

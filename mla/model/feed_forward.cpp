@@ -4,8 +4,8 @@
 
 namespace mla {
 
-void feed_forward(const FeedForwardWeights& weights, MatrixView<const float> x, DType compute, FeedForwardScratch& scratch,
-                  MatrixView<float> out) {
+void feed_forward(const FeedForwardWeights& weights, MatrixView<const float> x, DType compute,
+                  FeedForwardScratch& scratch, MatrixView<float> out) {
   const std::int64_t width = weights.gate_proj.rows;
   MatrixView<float> gate = matrix_in(scratch.gate, x.rows, width);
   MatrixView<float> up = matrix_in(scratch.up, x.rows, width);

@@ -4,7 +4,8 @@
 
 namespace mla {
 
-/// SwiGLU (Shazeer 2020): down(silu(gate x) * up x). Checkpoint names: gate_proj, up_proj [width, d], down_proj [d, width].
+/// SwiGLU (Shazeer 2020): down(silu(gate x) * up x). Checkpoint names: gate_proj, up_proj [width, d],
+/// down_proj [d, width].
 struct FeedForwardWeights {
   Weight gate_proj;
   Weight up_proj;
@@ -17,7 +18,7 @@ struct FeedForwardScratch {
 };
 
 /// out [tokens, d] = the feed-forward of x [tokens, d].
-void feed_forward(const FeedForwardWeights& weights, MatrixView<const float> x, DType compute, FeedForwardScratch& scratch,
-                  MatrixView<float> out);
+void feed_forward(const FeedForwardWeights& weights, MatrixView<const float> x, DType compute,
+                  FeedForwardScratch& scratch, MatrixView<float> out);
 
 }  // namespace mla

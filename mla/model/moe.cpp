@@ -26,9 +26,9 @@ void sigmoid(const float* logits, std::int64_t n, float* scores) {
 void best(const std::vector<float>& values, std::int64_t count, std::vector<std::int32_t>& indices) {
   indices.resize(values.size());
   for (std::size_t i = 0; i < values.size(); ++i) indices[i] = static_cast<std::int32_t>(i);
-  std::partial_sort(indices.begin(), indices.begin() + count, indices.end(), [&](std::int32_t a, std::int32_t b) {
-    return values[a] != values[b] ? values[a] > values[b] : a < b;
-  });
+  std::partial_sort(
+      indices.begin(), indices.begin() + count, indices.end(),
+      [&](std::int32_t a, std::int32_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; });
   indices.resize(static_cast<std::size_t>(count));
 }
 
@@ -84,8 +84,8 @@ class Router {
 };
 
 /// Adds one expert's weighted output for the tokens in scratch.members.
-void add_expert(const MoeConfig& config, const FeedForwardWeights& expert, MatrixView<const float> x, DType compute,
-                MoeScratch& scratch, MatrixView<float> out) {
+void add_expert(const MoeConfig& config, const FeedForwardWeights& expert, MatrixView<const float> x,
+                DType compute, MoeScratch& scratch, MatrixView<float> out) {
   const auto count = static_cast<std::int64_t>(scratch.members.size());
   MatrixView<float> in = matrix_in(scratch.in, count, x.cols);
   MatrixView<float> result = matrix_in(scratch.out, count, x.cols);
@@ -101,7 +101,8 @@ void add_expert(const MoeConfig& config, const FeedForwardWeights& expert, Matri
 
 }  // namespace
 
-void route(const MoeConfig& config, const std::vector<float>& bias, MatrixView<const float> logits, Routing& routing) {
+void route(const MoeConfig& config, const std::vector<float>& bias, MatrixView<const float> logits,
+           Routing& routing) {
   const std::int64_t k = config.experts_per_token;
   routing.experts.resize(logits.rows * k);
   routing.weights.resize(logits.rows * k);
@@ -118,7 +119,8 @@ void moe_forward(const MoeConfig& config, const MoeWeights& weights, MatrixView<
   route(config, weights.bias, logits, scratch.routing);
 
   for (std::int64_t t = 0; t < out.rows; ++t) std::fill_n(out.row(t), out.cols, 0.0f);
-  for (std::int64_t e = 0; e < config.num_experts; ++e) {  // a token's experts are summed in ascending order, in any company
+  for (std::int64_t e = 0; e < config.num_experts;
+       ++e) {  // a token's experts are summed in ascending order, in any company
     scratch.members.clear();
     for (std::size_t i = 0; i < scratch.routing.experts.size(); ++i) {
       if (scratch.routing.experts[i] == e) scratch.members.push_back(static_cast<std::int64_t>(i));

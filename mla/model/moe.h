@@ -10,8 +10,8 @@ namespace mla {
 
 /// A mixture of experts (DeepSeek-V2, section 2.2; DeepSeek-V3, section 2.1.2).
 struct MoeWeights {
-  Weight gate;                              ///< [experts, d]      mlp.gate.weight
-  std::vector<float> bias;                  ///< [experts] or none mlp.gate.e_score_correction_bias: chooses, never weighs
+  Weight gate;              ///< [experts, d]      mlp.gate.weight
+  std::vector<float> bias;  ///< [experts] or none mlp.gate.e_score_correction_bias: chooses, never weighs
   std::vector<FeedForwardWeights> experts;  ///< mlp.experts.N
   FeedForwardWeights shared;                ///< mlp.shared_experts; empty if the model has none
 };
@@ -23,19 +23,22 @@ struct Routing {
 };
 
 /// Chooses experts from gate logits [tokens, experts]. Among equal scores the lower expert wins.
-void route(const MoeConfig& config, const std::vector<float>& bias, MatrixView<const float> logits, Routing& routing);
+void route(const MoeConfig& config, const std::vector<float>& bias, MatrixView<const float> logits,
+           Routing& routing);
 
 /// Memory that calls reuse.
 struct MoeScratch {
-  Buffer<float> logits;              // [tokens, experts]
+  Buffer<float> logits;  // [tokens, experts]
   Routing routing;
-  std::vector<std::int64_t> members; // of one expert: indices into routing, token * experts_per_token + choice
-  Buffer<float> in, out;             // the tokens of one expert, [members, d]
+  std::vector<std::int64_t>
+      members;            // of one expert: indices into routing, token * experts_per_token + choice
+  Buffer<float> in, out;  // the tokens of one expert, [members, d]
   FeedForwardScratch feed_forward;
 };
 
-/// out [tokens, d] = weighted sum of each token's experts, plus the shared experts. Tokens are grouped by expert, and experts
-/// that nobody chose are not touched. The gate computes in f32 always, as the models were trained.
+/// out [tokens, d] = weighted sum of each token's experts, plus the shared experts. Tokens are grouped by
+/// expert, and experts that nobody chose are not touched. The gate computes in f32 always, as the models were
+/// trained.
 void moe_forward(const MoeConfig& config, const MoeWeights& weights, MatrixView<const float> x, DType compute,
                  MoeScratch& scratch, MatrixView<float> out);
 

@@ -9,7 +9,7 @@ namespace mla {
 struct SamplerOptions {
   double temperature = 0.0;  ///< 0: greedy, the lowest id among equals
   std::int64_t top_k = 0;    ///< 0: all
-  double top_p = 1.0;        ///< keep the fewest tokens whose probabilities reach this sum (Holtzman et al. 2020)
+  double top_p = 1.0;  ///< keep the fewest tokens whose probabilities reach this sum (Holtzman et al. 2020)
   std::uint64_t seed = 0;
 };
 

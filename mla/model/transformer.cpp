@@ -26,7 +26,8 @@ Transformer Transformer::load(const std::filesystem::path& directory) {
   return model;
 }
 
-std::shared_ptr<PagePool> Transformer::make_pool(DType type, std::int64_t page_rows, std::int64_t max_pages) const {
+std::shared_ptr<PagePool> Transformer::make_pool(DType type, std::int64_t page_rows,
+                                                 std::int64_t max_pages) const {
   const RowLayout layout = RowLayout::latent(config_.kv_lora_rank, config_.qk_rope_head_dim, type);
   return std::make_shared<PagePool>(layout, config_.num_layers, page_rows, max_pages);
 }
@@ -35,12 +36,13 @@ void Transformer::embed(std::span<const std::int32_t> ids, MatrixView<float> str
   for (std::int64_t t = 0; t < stream.rows; ++t) {
     read_row(weights_.embedding, ids[t], stream.row(t));
     if (config_.embedding_scale == 1.0) continue;
-    for (std::int64_t i = 0; i < stream.cols; ++i) stream.row(t)[i] *= static_cast<float>(config_.embedding_scale);
+    for (std::int64_t i = 0; i < stream.cols; ++i)
+      stream.row(t)[i] *= static_cast<float>(config_.embedding_scale);
   }
 }
 
-void Transformer::layer_forward(std::int64_t layer, const MlaCall& call, KvCache& cache, TransformerScratch& scratch,
-                                MatrixView<float> stream) const {
+void Transformer::layer_forward(std::int64_t layer, const MlaCall& call, KvCache& cache,
+                                TransformerScratch& scratch, MatrixView<float> stream) const {
   const LayerWeights& w = weights_.layers[layer];
   MatrixView<float> normed = matrix_in(scratch.normed, stream.rows, stream.cols);
   MatrixView<float> branch = matrix_in(scratch.branch, stream.rows, stream.cols);
@@ -62,7 +64,8 @@ MatrixView<float> Transformer::forward(std::span<const std::int32_t> ids, const 
                                        const Rotary& rotary, KvCache& cache, TransformerScratch& scratch,
                                        std::vector<float>* trace) const {
   for (const std::int32_t id : ids) {
-    require(id >= 0 && id < config_.vocab_size, "token id: found {}, expected 0 to {}", id, config_.vocab_size - 1);
+    require(id >= 0 && id < config_.vocab_size, "token id: found {}, expected 0 to {}", id,
+            config_.vocab_size - 1);
   }
   const auto count = static_cast<std::int64_t>(ids.size());
   const std::int64_t first = cache.length();

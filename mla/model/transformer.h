@@ -15,9 +15,9 @@ namespace mla {
 
 /// Memory that calls of Transformer::forward reuse; one per conversation that runs at a time.
 struct TransformerScratch {
-  Buffer<float> stream;    // [tokens, d] the residual stream
-  Buffer<float> normed;    // [tokens, d]
-  Buffer<float> branch;    // [tokens, d] what a layer adds
+  Buffer<float> stream;  // [tokens, d] the residual stream
+  Buffer<float> normed;  // [tokens, d]
+  Buffer<float> branch;  // [tokens, d] what a layer adds
   Rotary::Table rope;
   MlaScratch mla;
   FeedForwardScratch feed_forward;
@@ -33,8 +33,8 @@ struct ForwardOptions {
 /// A loaded model: config and weights, read-only, shared by any number of conversations.
 class Transformer {
  public:
-  /// Loads a checkpoint directory: config.json and safetensors. The weights stay in the mapped files. Throws Error as
-  /// read_config, Checkpoint::open and bind_weights do.
+  /// Loads a checkpoint directory: config.json and safetensors. The weights stay in the mapped files. Throws
+  /// Error as read_config, Checkpoint::open and bind_weights do.
   static Transformer load(const std::filesystem::path& directory);
 
   const ModelConfig& config() const { return config_; }
@@ -44,14 +44,16 @@ class Transformer {
   /// A pool for this model's rows, kept as `type`; at most `max_pages` pages.
   std::shared_ptr<PagePool> make_pool(DType type, std::int64_t page_rows, std::int64_t max_pages) const;
 
-  /// Runs the tokens `ids` behind the cache's present end and appends their rows. Leaves the residual stream after the
-  /// last norm in the returned view [ids, d], which lives in `scratch`. `trace`, unless null, gets the embedding and the
-  /// stream after each layer, the last one normed: [layers + 1][ids][d] appended. Throws Error for an id outside the
-  /// vocabulary; the cache is then as before.
-  MatrixView<float> forward(std::span<const std::int32_t> ids, const ForwardOptions& options, const Rotary& rotary,
-                            KvCache& cache, TransformerScratch& scratch, std::vector<float>* trace = nullptr) const;
+  /// Runs the tokens `ids` behind the cache's present end and appends their rows. Leaves the residual stream
+  /// after the last norm in the returned view [ids, d], which lives in `scratch`. `trace`, unless null, gets
+  /// the embedding and the stream after each layer, the last one normed: [layers + 1][ids][d] appended.
+  /// Throws Error for an id outside the vocabulary; the cache is then as before.
+  MatrixView<float> forward(std::span<const std::int32_t> ids, const ForwardOptions& options,
+                            const Rotary& rotary, KvCache& cache, TransformerScratch& scratch,
+                            std::vector<float>* trace = nullptr) const;
 
-  /// The form in which forward attends from `tokens` new tokens over `length` rows in all: `wanted`, or what automatic means.
+  /// The form in which forward attends from `tokens` new tokens over `length` rows in all: `wanted`, or what
+  /// automatic means.
   MlaForm form_for(MlaForm wanted, std::int64_t tokens, std::int64_t length) const;
 
   /// Logits [hidden.rows, vocab] of forward's hidden states.

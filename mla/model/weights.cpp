@@ -13,17 +13,22 @@ namespace {
 
 DType dtype_of(StoredType type) {
   switch (type) {
-    case StoredType::f32: return DType::f32;
-    case StoredType::f16: return DType::f16;
-    case StoredType::bf16: return DType::bf16;
-    default: return DType::f8_e4m3;
+    case StoredType::f32:
+      return DType::f32;
+    case StoredType::f16:
+      return DType::f16;
+    case StoredType::bf16:
+      return DType::bf16;
+    default:
+      return DType::f8_e4m3;
   }
 }
 
 /// Takes tensors out of a checkpoint by name and remembers which were taken.
 class Binder {
  public:
-  Binder(const ModelConfig& config, const Checkpoint& checkpoint) : config_(config), checkpoint_(checkpoint) {}
+  Binder(const ModelConfig& config, const Checkpoint& checkpoint)
+      : config_(config), checkpoint_(checkpoint) {}
 
   bool has(const std::string& name) const { return checkpoint_.find(name) != nullptr; }
 
@@ -65,8 +70,8 @@ class Binder {
     for (const std::string& name : checkpoint_.names()) {
       if (taken_.contains(name) || is_rope_buffer(name)) continue;
       require(layer_of(name) >= config_.num_layers,
-              "{}: tensor '{}': found, but no part of a {} model with this config uses it", checkpoint_.file_of(name), name,
-              config_.model_type);
+              "{}: tensor '{}': found, but no part of a {} model with this config uses it",
+              checkpoint_.file_of(name), name, config_.model_type);
       next_token_layers.push_back(name);
     }
     return next_token_layers;
@@ -74,16 +79,17 @@ class Binder {
 
  private:
   void add_scales(const std::string& name, Weight& weight) {
-    require(config_.fp8.rows > 0,
-            "{}: tensor '{}': found F8_E4M3, but config.json has no quantization_config that gives its blocks",
-            checkpoint_.file_of(name), name);
+    require(
+        config_.fp8.rows > 0,
+        "{}: tensor '{}': found F8_E4M3, but config.json has no quantization_config that gives its blocks",
+        checkpoint_.file_of(name), name);
     const std::string scales = name + "_scale_inv";
     weight.block_rows = config_.fp8.rows;
     weight.block_cols = config_.fp8.cols;
     const std::int64_t down = (weight.rows + weight.block_rows - 1) / weight.block_rows;
     const std::int64_t across = (weight.cols + weight.block_cols - 1) / weight.block_cols;
-    weight.scales =
-        reinterpret_cast<const float*>(checkpoint_.tensor(scales, {down, across}, {StoredType::f32}).data.data());
+    weight.scales = reinterpret_cast<const float*>(
+        checkpoint_.tensor(scales, {down, across}, {StoredType::f32}).data.data());
     taken_.insert(scales);
   }
 
@@ -119,12 +125,13 @@ void bind_mla(const ModelConfig& c, const std::string& prefix, Binder& binder, L
   w.kv_a_proj = binder.matrix(prefix + "kv_a_proj_with_mqa.weight", c.latent_width(), c.hidden_size);
   layer.kv_a_norm = binder.vector(prefix + "kv_a_layernorm.weight", c.kv_lora_rank);
   w.kv_a_norm = layer.kv_a_norm;
-  w.kv_b_proj =
-      binder.matrix(prefix + "kv_b_proj.weight", c.num_heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
+  w.kv_b_proj = binder.matrix(prefix + "kv_b_proj.weight", c.num_heads * (c.qk_nope_head_dim + c.v_head_dim),
+                              c.kv_lora_rank);
   w.o_proj = binder.matrix(prefix + "o_proj.weight", c.hidden_size, c.num_heads * c.v_head_dim);
 }
 
-FeedForwardWeights bind_feed_forward(const ModelConfig& c, const std::string& prefix, std::int64_t width, Binder& binder) {
+FeedForwardWeights bind_feed_forward(const ModelConfig& c, const std::string& prefix, std::int64_t width,
+                                     Binder& binder) {
   FeedForwardWeights w;
   w.gate_proj = binder.matrix(prefix + "gate_proj.weight", width, c.hidden_size);
   w.up_proj = binder.matrix(prefix + "up_proj.weight", width, c.hidden_size);
@@ -180,7 +187,8 @@ ModelWeights bind_weights(const ModelConfig& config, const Checkpoint& checkpoin
   Binder binder(config, checkpoint);
   ModelWeights weights;
   weights.embedding = binder.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
-  for (std::int64_t i = 0; i < config.num_layers; ++i) weights.layers.push_back(bind_layer(config, i, binder));
+  for (std::int64_t i = 0; i < config.num_layers; ++i)
+    weights.layers.push_back(bind_layer(config, i, binder));
   weights.final_norm = binder.vector("model.norm.weight", config.hidden_size);
   if (config.tied_head) {
     weights.head = weights.embedding;

@@ -4,7 +4,8 @@
 
 namespace mla {
 
-/// Which pairs of a head's values one angle turns: values 2i and 2i+1 (interleaved), or i and i + dim/2 (half_split).
+/// Which pairs of a head's values one angle turns: values 2i and 2i+1 (interleaved), or i and i + dim/2
+/// (half_split).
 enum class RopeLayout { interleaved, half_split };
 
 /// How frequencies are stretched beyond the trained context.
@@ -16,14 +17,15 @@ struct RopeSpec {
   double theta = 10000.0;
   RopeLayout layout = RopeLayout::interleaved;
   RopeScaling scaling = RopeScaling::none;
-  double factor = 1.0;                 ///< yarn and longrope: how many times the context was stretched
-  std::int64_t original_context = 0;   ///< yarn and longrope: original_max_position_embeddings
-  double beta_fast = 32.0;             ///< yarn
-  double beta_slow = 1.0;              ///< yarn
-  bool truncate = true;                ///< yarn: round the correction range to whole dimensions
-  double attention_factor = 1.0;       ///< multiplies cos and sin (yarn: ratio of the mscales; longrope: from factor)
-  std::vector<double> short_factor;    ///< longrope: dim/2 divisors of the frequencies, up to original_context
-  std::vector<double> long_factor;     ///< longrope: the same beyond it
+  double factor = 1.0;                ///< yarn and longrope: how many times the context was stretched
+  std::int64_t original_context = 0;  ///< yarn and longrope: original_max_position_embeddings
+  double beta_fast = 32.0;            ///< yarn
+  double beta_slow = 1.0;             ///< yarn
+  bool truncate = true;               ///< yarn: round the correction range to whole dimensions
+  double attention_factor =
+      1.0;  ///< multiplies cos and sin (yarn: ratio of the mscales; longrope: from factor)
+  std::vector<double> short_factor;  ///< longrope: dim/2 divisors of the frequencies, up to original_context
+  std::vector<double> long_factor;   ///< longrope: the same beyond it
 };
 
 /// YaRN's attention temperature 0.1 * mscale * ln(factor) + 1, or 1 when the context is not stretched

@@ -41,7 +41,8 @@ double yarn_mscale(double factor, double mscale) {
 }
 
 std::vector<float> rope_frequencies(const RopeSpec& spec, std::int64_t max_length) {
-  require(spec.dim > 0 && spec.dim % 2 == 0, "rotary: found dim {}, expected a positive even number", spec.dim);
+  require(spec.dim > 0 && spec.dim % 2 == 0, "rotary: found dim {}, expected a positive even number",
+          spec.dim);
   const auto pairs = static_cast<std::size_t>(spec.dim / 2);
   std::vector<double> exact(pairs);
   for (std::size_t i = 0; i < pairs; ++i) {
@@ -52,8 +53,10 @@ std::vector<float> rope_frequencies(const RopeSpec& spec, std::int64_t max_lengt
     for (std::size_t i = 0; i < pairs; ++i) exact[i] *= keep[i] + (1 - keep[i]) / spec.factor;
   }
   if (spec.scaling == RopeScaling::longrope) {
-    const std::vector<double>& divisors = max_length > spec.original_context ? spec.long_factor : spec.short_factor;
-    require(divisors.size() == pairs, "rotary: found {} longrope factors, expected {}", divisors.size(), pairs);
+    const std::vector<double>& divisors =
+        max_length > spec.original_context ? spec.long_factor : spec.short_factor;
+    require(divisors.size() == pairs, "rotary: found {} longrope factors, expected {}", divisors.size(),
+            pairs);
     for (std::size_t i = 0; i < pairs; ++i) exact[i] /= divisors[i];
   }
   return {exact.begin(), exact.end()};

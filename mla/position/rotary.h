@@ -7,14 +7,15 @@
 
 namespace mla {
 
-/// Rotary position embedding (Su et al. 2021, "RoFormer", equation 34): pair i of a head is turned by the angle
-/// position * frequency[i]. Scores of two rotated vectors depend on the distance of their positions only.
-/// (Chapter: RoPE, and the decoupled architecture, where only d_r values of a head are rotated.)
+/// Rotary position embedding (Su et al. 2021, "RoFormer", equation 34): pair i of a head is turned by the
+/// angle position * frequency[i]. Scores of two rotated vectors depend on the distance of their positions
+/// only. (Chapter: RoPE, and the decoupled architecture, where only d_r values of a head are rotated.)
 class Rotary {
  public:
-  /// Frequencies for conversations of up to `max_length` tokens. Only longrope looks at it: its long factors serve
-  /// conversations that may outgrow original_context, from their first token on, so that every cached key of one
-  /// conversation is turned by the same frequencies. Throws Error if dim is odd or a factor list has the wrong length.
+  /// Frequencies for conversations of up to `max_length` tokens. Only longrope looks at it: its long factors
+  /// serve conversations that may outgrow original_context, from their first token on, so that every cached
+  /// key of one conversation is turned by the same frequencies. Throws Error if dim is odd or a factor list
+  /// has the wrong length.
   Rotary(const RopeSpec& spec, std::int64_t max_length);
 
   std::int64_t dim() const { return spec_.dim; }

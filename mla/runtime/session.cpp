@@ -15,12 +15,13 @@ constexpr std::int64_t no_limit = std::numeric_limits<std::int64_t>::max();
 std::int64_t limit(const Transformer& model, const SessionOptions& options) {
   require(options.chunk >= 1, "chunk: found {}, expected at least 1", options.chunk);
   require(options.page_rows >= 1, "page rows: found {}, expected at least 1", options.page_rows);
-  require(options.compute == DType::f32 || options.compute == DType::bf16, "compute type: found {}, expected f32 or bf16",
-          name_of(options.compute));
+  require(options.compute == DType::f32 || options.compute == DType::bf16,
+          "compute type: found {}, expected f32 or bf16", name_of(options.compute));
   const std::int64_t context = model.config().max_context;
-  require(options.max_tokens >= 0 && options.max_tokens <= context,
-          "conversation of {} tokens: expected at most {}, the model's context limit (max_position_embeddings)",
-          options.max_tokens, context);
+  require(
+      options.max_tokens >= 0 && options.max_tokens <= context,
+      "conversation of {} tokens: expected at most {}, the model's context limit (max_position_embeddings)",
+      options.max_tokens, context);
   return options.max_tokens > 0 ? options.max_tokens : context;
 }
 
@@ -47,8 +48,9 @@ Session Session::fork() const {
 void Session::check(std::span<const std::int32_t> ids) const {
   require(!ids.empty(), "no tokens to run");
   const auto count = static_cast<std::int64_t>(ids.size());
-  require(count <= max_tokens_ - length(), "{} tokens behind {}: expected at most {} in all (the context limit)", count,
-          length(), max_tokens_);
+  require(count <= max_tokens_ - length(),
+          "{} tokens behind {}: expected at most {} in all (the context limit)", count, length(),
+          max_tokens_);
   for (const std::int32_t id : ids) {
     require(id >= 0 && id < model_.config().vocab_size, "token id: found {}, expected 0 to {}", id,
             model_.config().vocab_size - 1);

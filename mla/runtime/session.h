@@ -12,21 +12,21 @@ struct SessionOptions {
   MlaForm form = MlaForm::automatic;
   DType compute = DType::f32;
   DType cache_type = DType::f32;
-  std::int64_t chunk = 512;       ///< most tokens of one forward pass
-  std::int64_t page_rows = 64;    ///< tokens of one cache page
-  std::int64_t max_tokens = 0;    ///< longest the conversation may become; 0: the model's context limit
+  std::int64_t chunk = 512;     ///< most tokens of one forward pass
+  std::int64_t page_rows = 64;  ///< tokens of one cache page
+  std::int64_t max_tokens = 0;  ///< longest the conversation may become; 0: the model's context limit
 };
 
-/// One conversation with a model: its cache and the logits of what may come next. All that it keeps per token is the token's
-/// cache rows. The model must outlive it.
+/// One conversation with a model: its cache and the logits of what may come next. All that it keeps per token
+/// is the token's cache rows. The model must outlive it.
 class Session {
  public:
   /// Throws Error if chunk or page_rows is below 1 or max_tokens is beyond the model's context limit.
   Session(const Transformer& model, const SessionOptions& options);
 
-  /// Runs `ids` behind what the conversation holds, chunk by chunk, and returns the logits [vocab] behind the last one;
-  /// they stay valid until the next call. Throws Error if ids is empty or has an id outside the vocabulary, or if the
-  /// conversation would outgrow max_tokens; the conversation is then as before.
+  /// Runs `ids` behind what the conversation holds, chunk by chunk, and returns the logits [vocab] behind the
+  /// last one; they stay valid until the next call. Throws Error if ids is empty or has an id outside the
+  /// vocabulary, or if the conversation would outgrow max_tokens; the conversation is then as before.
   std::span<const float> feed(std::span<const std::int32_t> ids);
 
   /// The same without logits: for all but the last part of a long prompt that is fed part by part.
@@ -35,7 +35,8 @@ class Session {
   /// The same as feed, with the logits behind every id: out [ids, vocab].
   void feed_all(std::span<const std::int32_t> ids, MatrixView<float> out);
 
-  /// The same as feed, with the stream after each layer instead: [layers + 1][ids][d], as Transformer::forward's trace.
+  /// The same as feed, with the stream after each layer instead: [layers + 1][ids][d], as
+  /// Transformer::forward's trace.
   std::vector<float> feed_traced(std::span<const std::int32_t> ids);
 
   std::int64_t length() const { return cache_.length(); }

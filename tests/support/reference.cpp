@@ -27,8 +27,8 @@ Reference load_reference(const std::string& name) {
 }
 
 const std::vector<std::string>& reference_names() {
-  static const std::vector<std::string> names{"v2-lite", "v2",      "v3",            "v3-bf16", "v3-fp8",
-                                              "v3-true-heads", "kimi-k2", "glm4-moe-lite", "minicpm3"};
+  static const std::vector<std::string> names{
+      "v2-lite", "v2", "v3", "v3-bf16", "v3-fp8", "v3-true-heads", "kimi-k2", "glm4-moe-lite", "minicpm3"};
   return names;
 }
 

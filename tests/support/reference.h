@@ -15,10 +15,10 @@ std::filesystem::path data();
 struct Reference {
   std::filesystem::path directory;  ///< the checkpoint
   std::vector<std::int32_t> ids;
-  NpyArray logits;                  ///< [ids, vocab] in float64, rounded
-  NpyArray hidden;                  ///< [layers + 1, ids, d]
+  NpyArray logits;  ///< [ids, vocab] in float64, rounded
+  NpyArray hidden;  ///< [layers + 1, ids, d]
   std::vector<std::int32_t> greedy_prompt, greedy;
-  double bf16_mean_kl;              ///< of transformers' own bf16; negative where it was not measured
+  double bf16_mean_kl;  ///< of transformers' own bf16; negative where it was not measured
 };
 
 Reference load_reference(const std::string& name);
