@@ -67,7 +67,7 @@ NpyArray read_npy(const std::filesystem::path& path) {
   require(static_cast<std::int64_t>(data.size()) / 4 == count && data.size() % 4 == 0,
           "{}: found {} bytes of data, expected {} values of 4 bytes", file, data.size(), count);
   array.data.resize(static_cast<std::size_t>(count));
-  std::memcpy(array.data.data(), data.data(), data.size());
+  if (count > 0) std::memcpy(array.data.data(), data.data(), data.size());
   return array;
 }
 
