@@ -8,6 +8,7 @@
 
 #include "mla/core/error.h"
 #include "mla/core/mapped_file.h"
+#include "support/reference.h"
 
 namespace mla {
 namespace {
@@ -172,9 +173,9 @@ TEST_F(CheckpointTest, ChecksTensorsOnDemand) {
 }
 
 TEST(Checkpoint, OpensEveryReference) {
-  for (const auto& entry : fs::directory_iterator(fs::path(MLA_TEST_DATA) / "reference")) {
-    const Checkpoint checkpoint = Checkpoint::open(entry.path());
-    EXPECT_NE(checkpoint.find("model.embed_tokens.weight"), nullptr) << entry.path();
+  for (const std::string& name : test::reference_names()) {
+    const Checkpoint checkpoint = Checkpoint::open(test::data() / "reference" / name);
+    EXPECT_NE(checkpoint.find("model.embed_tokens.weight"), nullptr) << name;
     EXPECT_GT(checkpoint.total_bytes(), 400000);
   }
 }
