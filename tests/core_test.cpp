@@ -116,9 +116,9 @@ TEST(BufferTest, IsAlignedZeroedAndReused) {
   buffer = std::move(other);
   EXPECT_EQ(buffer.size(), 1001);
   EXPECT_EQ(Buffer<float>(0).data(), nullptr);
-  EXPECT_NE(error_of([] { Buffer<float>(-1); }), "");
-  EXPECT_NE(error_of([] { Buffer<float>(std::numeric_limits<std::int64_t>::max()); }), "");
-  EXPECT_NE(error_of([] { Buffer<float>((std::int64_t{1} << 44) + 1); }), "");
+  EXPECT_NE(error_of([] { Buffer<float> wrong{-1}; }), "");
+  EXPECT_NE(error_of([] { Buffer<float> wrong{std::numeric_limits<std::int64_t>::max()}; }), "");
+  EXPECT_NE(error_of([] { Buffer<float> wrong{(std::int64_t{1} << 44) + 1}; }), "");
 }
 
 TEST(MatrixViewTest, BlocksAndColumnsKeepTheStride) {
