@@ -2,7 +2,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "apps/commands.h"
 #include "apps/load.h"
@@ -89,16 +91,35 @@ ordered_json cache_json(const CacheCensus& cache) {
            static_cast<double>(cache.mha) / static_cast<double>(cache.latent_only)}};
 }
 
-ordered_json to_json(const Transformer& model) {
-  const ModelConfig& c = model.config();
+/// What is known of a checkpoint: its config, and its weights if they are there.
+struct Checked {
+  ModelConfig config;
+  std::optional<Checkpoint> checkpoint;
+  std::vector<std::string> not_used;  // tensors of next-token-prediction layers
+};
+
+Checked check(const std::filesystem::path& directory) {
+  Checked checked{read_config(directory), std::nullopt, {}};
+  std::error_code ignored;
+  const auto has = [&](const char* file) { return std::filesystem::exists(directory / file, ignored); };
+  if (has("model.safetensors") || has("model.safetensors.index.json")) {
+    checked.checkpoint = Checkpoint::open(directory);
+    checked.not_used = bind_weights(checked.config, *checked.checkpoint).not_used;
+  }
+  return checked;
+}
+
+ordered_json to_json(const Checked& checked) {
+  const ModelConfig& c = checked.config;
   const ParameterCount parameters = count_parameters(c);
   ordered_json json = {{"model_type", c.model_type},
                        {"parameters", {{"total", parameters.total}, {"active", parameters.active}}},
-                       {"weight_bytes", model.checkpoint().total_bytes()},
+                       {"weight_bytes", nullptr},
                        {"shape", shape_json(c)}};
+  if (checked.checkpoint) json["weight_bytes"] = checked.checkpoint->total_bytes();
   if (c.moe.num_experts > 0) json["moe"] = moe_json(c);
   json["cache"] = cache_json(count_cache(c));
-  json["next_token_layer_tensors"] = model.weights().not_used;
+  json["next_token_layer_tensors"] = checked.not_used;
   json["unread_fields"] = c.unread_fields;
   return json;
 }
@@ -145,18 +166,19 @@ std::string describe_cache(const CacheCensus& cache) {
 }  // namespace
 
 void inspect(const InspectOptions& options) {
-  const Transformer model = Transformer::load(model_directory(options.model));
-  if (options.json) return say(to_json(model).dump(2) + "\n");
-  const ModelConfig& c = model.config();
+  const auto directory = model_directory(options.model);
+  const Checked checked = check(directory);
+  if (options.json) return say(to_json(checked).dump(2) + "\n");
+  const ModelConfig& c = checked.config;
   const ParameterCount parameters = count_parameters(c);
-  std::string text = fmt::format(
-      "model          {}, {}\nparameters     {} in all, {} active per token\nweights        {} bytes\n",
-      c.model_type, model.checkpoint().source(), parameters.total, parameters.active,
-      model.checkpoint().total_bytes());
+  std::string text =
+      fmt::format("model          {}, {}\nparameters     {} in all, {} active per token\nweights        {}\n",
+                  c.model_type, directory.string(), parameters.total, parameters.active,
+                  checked.checkpoint ? fmt::format("{} bytes", checked.checkpoint->total_bytes())
+                                     : "none in this directory");
   text += describe_shape(c) + describe_cache(count_cache(c));
-  if (!model.weights().not_used.empty()) {
-    text +=
-        fmt::format("\nnot used (next-token prediction): {}\n", fmt::join(model.weights().not_used, ", "));
+  if (!checked.not_used.empty()) {
+    text += fmt::format("\nnot used (next-token prediction): {}\n", fmt::join(checked.not_used, ", "));
   }
   if (!c.unread_fields.empty())
     text += fmt::format("\nconfig fields not known: {}\n", fmt::join(c.unread_fields, ", "));

@@ -128,6 +128,10 @@ TEST_P(LeafTest, Swiglu) {
   expect_swiglu({-1e30f, -1e5f,  -1000.f, -104.f, -103.f, -90.f,   -89.f,  -88.8f, -88.7f,
                  -88.f,  -87.5f, -87.f,   -50.f,  -17.f,  -1e-30f, -0.f,   0.f,    1e-30f,
                  0.5f,   17.f,   50.f,    87.f,   88.f,   89.f,    1000.f, 1e30f});
+  const float nan = std::numeric_limits<float>::quiet_NaN(), one = 1.0f;
+  float out = 0.0f;
+  leaf.swiglu(&nan, &one, &out, 1);
+  EXPECT_TRUE(std::isnan(out)) << "a NaN must not become a number";
   std::vector<float> fine;
   for (int i = -9000; i < 9000; ++i) fine.push_back(static_cast<float>(i) * 0.01f);
   expect_swiglu(fine);

@@ -156,6 +156,15 @@ TEST_F(ProgramTest, InspectsShapesParametersAndCache) {
   }
 }
 
+TEST_F(ProgramTest, InspectsAConfigWithoutWeights) {
+  const Outcome run = mla("inspect --model " + (test::data() / "configs" / "DeepSeek-V3").string());
+  EXPECT_EQ(run.status, 0) << run.err;
+  for (const char* part :
+       {"none in this directory", "MHA keeps 57x", "64x without the rotary key", "671026"}) {
+    EXPECT_NE(run.out.find(part), std::string::npos) << part << " is missing from\n" << run.out;
+  }
+}
+
 TEST_F(ProgramTest, ErrorsAreOneLineAndStatusOne) {
   expect_error(mla("generate --model /nowhere --ids 1"), {"/nowhere/config.json"});
   expect_error(mla("generate --model /nowhere"), {"/nowhere/tokenizer.json"});
