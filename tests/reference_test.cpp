@@ -60,8 +60,8 @@ TEST_P(ReferenceTest, LogitsMatchInEveryFormAndChunk) {
     for (const std::int64_t chunk : {1, 7, 64, 512}) {
       const auto d =
           test::difference(all_logits(model, options(form, chunk), reference.ids), reference.logits.data);
-      // 5e-4 and 2e-5 are promised; 1e-4 and 6e-6 are reached. The mean bound is so tight because a norm's epsilon of
-      // 1e-6 in place of 1e-5 moves it to 8e-6.
+      // 5e-4 and 2e-5 are promised; 1e-4 and 6e-6 are reached. The mean bound is so tight because a norm's
+      // epsilon of 1e-6 in place of 1e-5 moves it to 8e-6.
       EXPECT_LE(d.max, 2e-4) << name_of(form) << ", chunk " << chunk;
       EXPECT_LE(d.mean, 7e-6) << name_of(form) << ", chunk " << chunk;
     }

@@ -3,8 +3,8 @@
 #include <nlohmann/json.hpp>
 
 #include "mla/core/error.h"
-#include "mla/model/regex.h"
 #include "mla/model/tokenizer.h"
+#include "mla/model/tokenizer/regex.h"
 
 namespace mla {
 namespace {

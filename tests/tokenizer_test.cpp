@@ -11,7 +11,7 @@
 #include "mla/core/error.h"
 #include "mla/core/json.h"
 #include "mla/core/mapped_file.h"
-#include "mla/model/utf8.h"
+#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 namespace {

@@ -6,14 +6,14 @@
 #include "mla/core/error.h"
 #include "mla/core/json.h"
 #include "mla/core/mapped_file.h"
-#include "mla/model/added_tokens.h"
-#include "mla/model/bpe.h"
-#include "mla/model/normalizer.h"
-#include "mla/model/pre_tokenizer.h"
-#include "mla/model/prompt_template.h"
-#include "mla/model/token_decoder.h"
-#include "mla/model/tokenizer_fields.h"
-#include "mla/model/utf8.h"
+#include "mla/model/tokenizer/added_tokens.h"
+#include "mla/model/tokenizer/bpe.h"
+#include "mla/model/tokenizer/fields.h"
+#include "mla/model/tokenizer/normalizer.h"
+#include "mla/model/tokenizer/pre_tokenizer.h"
+#include "mla/model/tokenizer/prompt_template.h"
+#include "mla/model/tokenizer/token_decoder.h"
+#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes mla/model/regex_unicode.cpp: the characters that Unicode 15 to 16 added, with their categories.
+"""Writes mla/model/tokenizer/regex_unicode.cpp: the characters that Unicode 15 to 16 added, with their categories.
 
 PCRE2 10.42 (Debian 12) knows Unicode 14, the `tokenizers` library knows 16. Run with a Python whose unicodedata is
-Unicode 14 (3.11) and with `tokenizers` installed:  make_unicode_table.py > mla/model/regex_unicode.cpp
+Unicode 14 (3.11) and with `tokenizers` installed:  make_unicode_table.py > mla/model/tokenizer/regex_unicode.cpp
 """
 import unicodedata
 
@@ -23,7 +23,7 @@ for code in sorted(category):
     else:
         ranges.append([code, code, category[code]])
 print("""// Written by tests/data/tokenizer/make_unicode_table.py; don't edit.
-#include "mla/model/regex_unicode.h"
+#include "mla/model/tokenizer/regex_unicode.h"
 
 namespace mla {
 namespace {

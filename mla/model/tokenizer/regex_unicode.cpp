@@ -1,5 +1,5 @@
 // Written by tests/data/tokenizer/make_unicode_table.py; don't edit.
-#include "mla/model/regex_unicode.h"
+#include "mla/model/tokenizer/regex_unicode.h"
 
 namespace mla {
 namespace {

@@ -1,10 +1,10 @@
-#include "mla/model/added_tokens.h"
+#include "mla/model/tokenizer/added_tokens.h"
 
 #include <algorithm>
 
 #include "mla/core/error.h"
-#include "mla/model/tokenizer_fields.h"
-#include "mla/model/utf8.h"
+#include "mla/model/tokenizer/fields.h"
+#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 

@@ -6,7 +6,7 @@
 #include <variant>
 #include <vector>
 
-#include "mla/model/normalizer.h"
+#include "mla/model/tokenizer/normalizer.h"
 
 namespace mla {
 

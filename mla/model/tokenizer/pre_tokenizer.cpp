@@ -1,11 +1,11 @@
-#include "mla/model/pre_tokenizer.h"
+#include "mla/model/tokenizer/pre_tokenizer.h"
 
 #include <algorithm>
 
 #include "mla/core/error.h"
-#include "mla/model/bpe.h"
-#include "mla/model/tokenizer_fields.h"
-#include "mla/model/utf8.h"
+#include "mla/model/tokenizer/bpe.h"
+#include "mla/model/tokenizer/fields.h"
+#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 

@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "mla/model/regex.h"
+#include "mla/model/tokenizer/regex.h"
 
 namespace mla {
 

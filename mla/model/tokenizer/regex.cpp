@@ -1,14 +1,14 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include "mla/model/regex.h"
+#include "mla/model/tokenizer/regex.h"
 
 #include <pcre2.h>
 
 #include <cstdint>
 
 #include "mla/core/error.h"
-#include "mla/model/regex_unicode.h"
-#include "mla/model/tokenizer_fields.h"
-#include "mla/model/utf8.h"
+#include "mla/model/tokenizer/fields.h"
+#include "mla/model/tokenizer/regex_unicode.h"
+#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 namespace {

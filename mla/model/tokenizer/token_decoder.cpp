@@ -1,8 +1,8 @@
-#include "mla/model/token_decoder.h"
+#include "mla/model/tokenizer/token_decoder.h"
 
 #include "mla/core/error.h"
-#include "mla/model/bpe.h"
-#include "mla/model/tokenizer_fields.h"
+#include "mla/model/tokenizer/bpe.h"
+#include "mla/model/tokenizer/fields.h"
 
 namespace mla {
 

@@ -8,8 +8,8 @@
 #include <unordered_set>
 #include <vector>
 
-#include "mla/model/normalizer.h"
-#include "mla/model/vocabulary.h"
+#include "mla/model/tokenizer/normalizer.h"
+#include "mla/model/tokenizer/vocabulary.h"
 
 namespace mla {
 

@@ -1,4 +1,4 @@
-#include "mla/model/tokenizer_fields.h"
+#include "mla/model/tokenizer/fields.h"
 
 #include "mla/core/error.h"
 

@@ -1,10 +1,10 @@
-#include "mla/model/bpe.h"
+#include "mla/model/tokenizer/bpe.h"
 
 #include <algorithm>
 #include <functional>
 
 #include "mla/core/error.h"
-#include "mla/model/utf8.h"
+#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 namespace {

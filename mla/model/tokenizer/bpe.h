@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "mla/model/vocabulary.h"
+#include "mla/model/tokenizer/vocabulary.h"
 
 namespace mla {
 

@@ -1,4 +1,4 @@
-#include "mla/model/utf8.h"
+#include "mla/model/tokenizer/utf8.h"
 
 #include <cstdint>
 #include <cstring>

@@ -1,7 +1,7 @@
-#include "mla/model/normalizer.h"
+#include "mla/model/tokenizer/normalizer.h"
 
 #include "mla/core/error.h"
-#include "mla/model/tokenizer_fields.h"
+#include "mla/model/tokenizer/fields.h"
 
 namespace mla {
 

@@ -1,7 +1,7 @@
-#include "mla/model/prompt_template.h"
+#include "mla/model/tokenizer/prompt_template.h"
 
 #include "mla/core/error.h"
-#include "mla/model/tokenizer_fields.h"
+#include "mla/model/tokenizer/fields.h"
 
 namespace mla {
 
