@@ -261,6 +261,17 @@ TEST_P(LeafTest, AttendTileWithLargeScores) {
   }
 }
 
+/// A broken key must not pass for one that nobody looks at.
+TEST_P(LeafTest, NanKeyShowsInTheResult) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), query = 1.0f;
+  const float row[2][2] = {{0.5f, 1.0f}, {nan, 2.0f}};  // key, value
+  const std::byte* rows[] = {reinterpret_cast<const std::byte*>(row[0]),
+                             reinterpret_cast<const std::byte*>(row[1])};
+  float max = -infinity, sum = 0.0f, acc = 0.0f;
+  leaf.attend_f32({&query, 1, 1, 1, 1, 1.0f, rows, 2, 0, 4, &max, &sum, &acc});
+  EXPECT_TRUE(std::isnan(acc / sum));
+}
+
 INSTANTIATE_TEST_SUITE_P(Isas, LeafTest, testing::ValuesIn(test::supported_isas()),
                          [](const auto& isa) { return std::string(name_of(isa.param)); });
 
