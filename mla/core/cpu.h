@@ -9,7 +9,7 @@ enum class Isa { scalar, avx2, avx512 };
 /// "scalar", "avx2" or "avx512".
 const char* name_of(Isa isa);
 
-/// Whether this CPU and operating system can run `isa`: avx2 means AVX2, FMA and F16C; avx512 means F, BW, DQ
+/// Whether this CPU and operating system can run `isa`: avx2 means AVX2 and FMA; avx512 means F, BW, DQ
 /// and VL too.
 bool supports(Isa isa);
 

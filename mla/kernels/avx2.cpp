@@ -1,4 +1,4 @@
-// Eight floats side by side: AVX2 and FMA. Compiled with -mavx2 -mfma -mf16c.
+// Eight floats side by side: AVX2 and FMA.
 #include <immintrin.h>
 
 #include <cstdint>
