@@ -107,11 +107,12 @@ TEST_P(ReferenceTest, SameBitsAtAnyChunkAndThreadCount) {
 
 /// KL divergence of our bf16 to the float64 reference, beside transformers' own bf16.
 TEST_P(ReferenceTest, Bf16IsNoWorseThanTwiceTransformers) {
-  if (reference.bf16_mean_kl < 0) GTEST_SKIP() << "transformers' bf16 was not measured for this checkpoint";
+  // transformers was not measured on the fp8 checkpoint; what it shows on the others is 0.0001 to 0.05.
+  const double theirs = reference.bf16_mean_kl < 0 ? 0.01 : reference.bf16_mean_kl;
   for (const MlaForm form : {MlaForm::decompress, MlaForm::absorb}) {
     const double kl =
         test::mean_kl(reference.logits, all_logits(model, options(form, 512, DType::bf16), reference.ids));
-    EXPECT_LE(kl, 2 * reference.bf16_mean_kl) << name_of(form);
+    EXPECT_LE(kl, 2 * theirs) << name_of(form);
     EXPECT_GT(kl, 0);
   }
 }

@@ -107,13 +107,17 @@ void OnlineAttention::merge(const Item& item, const Partial& partial) {
 void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
   require(first_row % split_rows == 0, "attention: part begins at row {}, expected a multiple of {}",
           first_row, split_rows);
+  require(part.length % split_rows == 0 || first_row + part.length == kv_length_,
+          "attention: part of {} rows from row {} neither ends the {} rows nor at a multiple of {}",
+          part.length, first_row, kv_length_, split_rows);
   require(part.type == DType::f32 || part.type == DType::bf16, "attention over rows of {}: not supported",
           name_of(part.type));
   const std::int64_t items = queries_.tokens * shape_.h_kv * blocks_;
   const std::int64_t splits = (part.length + split_rows - 1) / split_rows;
+  const std::int64_t row_work = std::min(group_, head_block) * (shape_.d_qk + shape_.d_v);
   const std::int64_t partial_size = Partial::size(shape_.d_v);
   if (items >= 2 * threads() || splits == 1) {  // enough queries: each thread walks all splits of its own
-    parallel_for(items, [&](std::int64_t i) {
+    parallel_for(items, std::min(part.length, kv_length_) * row_work, [&](std::int64_t i) {
       thread_local Buffer<float> memory;
       const Partial partial = Partial::in(memory.resize(partial_size));
       const Item work = item(i);
@@ -130,11 +134,11 @@ void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
   Buffer<float> memory(items * wave * partial_size);
   for (std::int64_t begin = 0; begin < splits; begin += wave) {
     const std::int64_t count = std::min(wave, splits - begin);
-    parallel_for(items * count, [&](std::int64_t i) {
+    parallel_for(items * count, split_rows * row_work, [&](std::int64_t i) {
       attend_split(item(i / count), part, first_row, begin + i % count,
                    Partial::in(memory.data() + i * partial_size));
     });
-    parallel_for(items, [&](std::int64_t i) {
+    parallel_for(items, count * head_block * shape_.d_v, [&](std::int64_t i) {
       for (std::int64_t s = 0; s < count; ++s) {
         merge(item(i), Partial::in(memory.data() + (i * count + s) * partial_size));
       }

@@ -58,7 +58,7 @@ QueryView as_queries(MatrixView<float> q, std::int64_t head_stride) {
 void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<float> q,
                      const KvView& kv, MlaScratch& scratch, MatrixView<float> values) {
   MatrixView<float> absorbed = matrix_in(scratch.absorbed, q.rows, s.num_heads * s.latent_width());
-  parallel_for(s.num_heads, [&](std::int64_t h) {
+  parallel_for(s.num_heads, q.rows * s.qk_nope_head_dim * s.kv_lora_rank, [&](std::int64_t h) {
     MatrixView<float> q_head = head(q, h, s.qk_head_dim());
     MatrixView<float> a_head = head(absorbed, h, s.latent_width());
     matmul_transposed(q_head.columns(0, s.qk_nope_head_dim), w.w_uk(s, h), call.compute,
@@ -71,7 +71,7 @@ void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call
   const AttentionShape shape{
       s.num_heads, 1, s.latent_width(), s.kv_lora_rank, static_cast<float>(s.softmax_scale), true};
   attend(shape, as_queries(absorbed, s.latent_width()), kv, context.data, nullptr);
-  parallel_for(s.num_heads, [&](std::int64_t h) {
+  parallel_for(s.num_heads, q.rows * s.v_head_dim * s.kv_lora_rank, [&](std::int64_t h) {
     matmul(head(context, h, s.kv_lora_rank), w.w_uv(s, h), call.compute, head(values, h, s.v_head_dim));
   });
 }
@@ -87,7 +87,7 @@ void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call
   matmul(latents.columns(0, s.kv_lora_rank), w.kv_b_proj, call.compute, both);
 
   scratch.part_rows.resize(count * expanded.bytes());
-  parallel_for(count, [&](std::int64_t i) {
+  parallel_for(count, expanded.values(), [&](std::int64_t i) {
     thread_local Buffer<float> memory;
     float* row = memory.resize(expanded.values());
     const float* k_and_v = both.row(i);

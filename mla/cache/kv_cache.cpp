@@ -6,6 +6,11 @@
 #include "mla/core/error.h"
 
 namespace mla {
+namespace {
+
+constexpr std::int64_t max_length = std::int64_t{1} << 40;
+
+}  // namespace
 
 KvCache::KvCache(std::shared_ptr<PagePool> pool) : pool_(std::move(pool)) {}
 
@@ -33,15 +38,21 @@ void KvCache::push_page(std::int64_t page) {
 }
 
 void KvCache::extend(std::int64_t count) {
-  require(count >= 0, "cache: can't extend by {} tokens", count);
+  require(count >= 0 && count <= max_length - length_, "cache: can't extend {} tokens by {}", length_, count);
   const std::int64_t rows = pool_->page_rows();
   const std::int64_t needed = (length_ + count + rows - 1) / rows;
   const bool copy_last = count > 0 && length_ % rows != 0 && pool_->is_shared(table_.back());
 
   // All that can fail comes first.
+  const std::int64_t kept = pages() - (copy_last ? 1 : 0);
   std::vector<std::int64_t> fresh;
   try {
-    for (std::int64_t i = pages() - (copy_last ? 1 : 0); i < needed; ++i) fresh.push_back(pool_->take());
+    if (needed > kept) {
+      table_.reserve(static_cast<std::size_t>(needed));
+      bytes_.reserve(static_cast<std::size_t>(needed));
+      fresh.reserve(static_cast<std::size_t>(needed - kept));
+    }
+    for (std::int64_t i = kept; i < needed; ++i) fresh.push_back(pool_->take());
   } catch (...) {
     for (const std::int64_t page : fresh) pool_->drop(page);
     throw;

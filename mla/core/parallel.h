@@ -13,12 +13,17 @@ int threads();
 /// otherwise).
 void set_threads(int count);
 
+/// Multiply-adds below which waking other threads costs more than it saves.
+constexpr std::int64_t worth_threads = 1 << 17;
+
 /// Calls body(i) for each i in [0, count) on the OpenMP pool, in no particular order; serial inside another
-/// parallel_for. An exception from a body is rethrown here after all bodies have ended. Results must not
-/// depend on which thread runs which i: a body writes only what belongs to its i.
+/// parallel_for, and if all bodies together do fewer than worth_threads multiply-adds (`work_each` says how
+/// many one does). An exception from a body is rethrown here, when no body is running any more; bodies that
+/// had not begun may be left out. Results must not depend on which thread runs which i: a body writes only
+/// what belongs to its i.
 template <class Body>
-void parallel_for(std::int64_t count, const Body& body) {
-  if (count <= 1 || omp_in_parallel() || threads() == 1) {
+void parallel_for(std::int64_t count, std::int64_t work_each, const Body& body) {
+  if (count <= 1 || count * work_each < worth_threads || omp_in_parallel() || threads() == 1) {
     for (std::int64_t i = 0; i < count; ++i) body(i);
     return;
   }
@@ -33,6 +38,12 @@ void parallel_for(std::int64_t count, const Body& body) {
     }
   }
   if (error) std::rethrow_exception(error);
+}
+
+/// The same for bodies that are always worth a thread.
+template <class Body>
+void parallel_for(std::int64_t count, const Body& body) {
+  parallel_for(count, worth_threads, body);
 }
 
 }  // namespace mla

@@ -12,8 +12,6 @@ namespace mla {
 namespace {
 
 constexpr std::int64_t block_outputs = 64;
-/// Multiply-adds below which waking other threads costs more than it saves.
-constexpr std::int64_t worth_threads = 1 << 17;
 
 const std::byte* row_data(const Weight& w, std::int64_t row) {
   return w.data + (w.first_row + row) * w.cols * size_of(w.dtype);
@@ -158,11 +156,8 @@ void run_blocks(MatrixView<const float> x, DType compute, std::int64_t outputs, 
     }
   };
   const std::int64_t blocks = (outputs + block_outputs - 1) / block_outputs;
-  if (outputs * depth * std::max(x.rows, std::int64_t{4}) < worth_threads) {
-    for (std::int64_t b = 0; b < blocks; ++b) one_block(b);
-  } else {
-    parallel_for(blocks, one_block);
-  }
+  // A few tokens cost as much as one: their weights must be read.
+  parallel_for(blocks, block_outputs * depth * std::max(x.rows, std::int64_t{4}), one_block);
 }
 
 struct Operand {

@@ -99,8 +99,14 @@ void Session::feed_all(std::span<const std::int32_t> ids, MatrixView<float> out)
 
 std::vector<float> Session::feed_traced(std::span<const std::int32_t> ids) {
   check(ids);
+  const std::int64_t before = length();
   std::vector<float> trace;
-  run(ids, &trace);
+  try {
+    run(ids, &trace);
+  } catch (...) {
+    cache_.truncate(before);
+    throw;
+  }
   return trace;
 }
 
