@@ -4,7 +4,7 @@
 
 #include <map>
 #include <oneapi/dnnl/dnnl.hpp>
-#include <tuple>
+#include <utility>
 
 #include "mla/core/cpu.h"
 #include "mla/core/error.h"
@@ -43,16 +43,15 @@ class PrimitiveCache {
  public:
   PrimitiveCache() : stream_(cpu_engine()) {}
 
-  void run(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b,
-           float* c) {
+  void run(std::int64_t n, std::int64_t k, const float* a, const float* b, float* c) {
     const int outer = omp_get_max_threads();
     omp_set_num_threads(1);
     try {
-      auto [at, is_new] = primitives_.try_emplace({type, n, k, lda});
-      if (is_new) at->second = make(type, n, k, lda);
+      auto [at, is_new] = primitives_.try_emplace({n, k});
+      if (is_new) at->second = make(n, k);
       Primitive& primitive = at->second;
-      primitive.a.set_data_handle(const_cast<void*>(a));
-      primitive.b.set_data_handle(const_cast<void*>(b));
+      primitive.a.set_data_handle(const_cast<float*>(a));
+      primitive.b.set_data_handle(const_cast<float*>(b));
       primitive.c.set_data_handle(c);
       primitive.run.execute(
           stream_,
@@ -60,20 +59,19 @@ class PrimitiveCache {
       stream_.wait();
     } catch (const dnnl::error& error) {
       omp_set_num_threads(outer);
-      fail("oneDNN: product of [{}, {}] and [{}, {}] in {}: {}", n, k, k, gemm_tokens, name_of(type),
-           error.what());
+      fail("oneDNN: product of [{}, {}] and [{}, {}]: {}", n, k, k, gemm_tokens, error.what());
     }
     omp_set_num_threads(outer);
   }
 
  private:
-  using Key = std::tuple<DType, std::int64_t, std::int64_t, std::int64_t>;
+  using Key = std::pair<std::int64_t, std::int64_t>;  // n, k
 
-  static Primitive make(DType type, std::int64_t n, std::int64_t k, std::int64_t lda) {
-    const auto element = type == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
-    const memory::desc a({n, k}, element, memory::dims{lda, 1});
+  static Primitive make(std::int64_t n, std::int64_t k) {
+    constexpr auto element = memory::data_type::f32;
+    const memory::desc a({n, k}, element, memory::dims{k, 1});
     const memory::desc b({k, gemm_tokens}, element, memory::dims{1, k});
-    const memory::desc c({n, gemm_tokens}, memory::data_type::f32, memory::dims{gemm_tokens, 1});
+    const memory::desc c({n, gemm_tokens}, element, memory::dims{gemm_tokens, 1});
     dnnl::engine& engine = cpu_engine();
     return {dnnl::matmul(describe(a, b, c, engine)), memory(a, engine, nullptr), memory(b, engine, nullptr),
             memory(c, engine, nullptr)};
@@ -83,10 +81,10 @@ class PrimitiveCache {
   std::map<Key, Primitive> primitives_;
 };
 
-void gemm_block_scalar(std::int64_t n, std::int64_t k, const float* a, std::int64_t lda, const float* b,
-                       std::int64_t tokens, float* c) {
+void gemm_block_scalar(std::int64_t n, std::int64_t k, const float* a, const float* b, std::int64_t tokens,
+                       float* c) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const float* row = a + i * lda;
+    const float* row = a + i * k;
     for (std::int64_t t = 0; t < tokens; t += 4) {  // four sums at a time hide the latency of an addition
       float sums[4] = {};
       for (std::int64_t j = 0; j < k; ++j) {
@@ -99,19 +97,11 @@ void gemm_block_scalar(std::int64_t n, std::int64_t k, const float* a, std::int6
 
 }  // namespace
 
-DType gemm_type(DType compute) {
-  static const bool bf16_pairs = selected_isa() == Isa::avx512 && supports_bf16_products();
-  return compute == DType::bf16 && bf16_pairs ? DType::bf16 : DType::f32;
-}
-
-void gemm_block(DType type, std::int64_t n, std::int64_t k, const void* a, std::int64_t lda, const void* b,
-                std::int64_t tokens, float* c) {
-  if (selected_isa() == Isa::scalar) {
-    return gemm_block_scalar(n, k, static_cast<const float*>(a), lda, static_cast<const float*>(b), tokens,
-                             c);
-  }
+void gemm_block(std::int64_t n, std::int64_t k, const float* a, const float* b, std::int64_t tokens,
+                float* c) {
+  if (selected_isa() == Isa::scalar) return gemm_block_scalar(n, k, a, b, tokens, c);
   thread_local PrimitiveCache cache;
-  cache.run(type, n, k, a, lda, b, c);
+  cache.run(n, k, a, b, c);
 }
 
 }  // namespace mla

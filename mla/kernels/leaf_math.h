@@ -4,7 +4,7 @@
 // algorithm is used.
 //
 // Lanes is `width` floats side by side (F) with: zero, set, load, load_part(p, n), store, store_part, add,
-// sub, mul, max, fma(a, b, c) = a * b + c, exp, reduce_add, reduce_max; load and load_part take float or
+// sub, mul, fma(a, b, c) = a * b + c, div, exp, reduce_add; load and load_part take float or
 // bf16, store_part and store too.
 #include "mla/kernels/leaf.h"
 
