@@ -115,7 +115,7 @@ struct Problem {
 /// 6e-8 of sums that are a few times larger: about 4e-7, which moves p, and with it the output, by as much
 /// relative to sum p |v|; the exp adds 1e-7 and the sum over rows 3e-7.
 void expect_near(const test::AttentionAnswer& expected, const Result& found, const std::string& where,
-                 double tolerance = 2e-6) {
+                 double tolerance = 2e-6, double lse_tolerance = 2e-6) {
   double worst = 0, worst_lse = 0;
   for (std::size_t i = 0; i < expected.out.size(); ++i) {
     const double error = std::abs(expected.out[i] - found.out[i]);
@@ -134,7 +134,7 @@ void expect_near(const test::AttentionAnswer& expected, const Result& found, con
     worst_lse = error <= worst_lse ? worst_lse : error;
   }
   EXPECT_LE(worst, tolerance) << where;
-  EXPECT_LE(worst_lse, tolerance) << where;
+  EXPECT_LE(worst_lse, lse_tolerance) << where;
 }
 
 std::string describe(const Problem& p, std::int64_t page_rows, Isa isa) {
@@ -144,11 +144,21 @@ std::string describe(const Problem& p, std::int64_t page_rows, Isa isa) {
                      name_of(p.layout.type()), p.layout.value_offset() == 0, name_of(isa));
 }
 
+/// Products of bf16 pairs round queries to bf16, which the oracle does too, and each weight of the softmax,
+/// by at most 2^-8: so much the output may move, and the log-sum-exp, whose sum is not rounded, not at all.
 void check_all_isas(const Problem& p, std::int64_t page_rows) {
   const auto expected = test::plain_attention(p.shape, p.query_view(), p.rows);
   const Pages pages(p.layout, p.rows, page_rows);
   for (const Isa isa : test::supported_isas()) {
-    expect_near(expected, p.run(pages.view(), leaf_kernels(isa)), describe(p, page_rows, isa));
+    const Result found = p.run(pages.view(), leaf_kernels(isa));
+    if (attend_kernel(p.layout.type(), leaf_kernels(isa)).base_two) {
+      Problem rounded = p;
+      for (float& q : rounded.queries) q = test::rounded(q, DType::bf16);
+      const auto answer = test::plain_attention(p.shape, rounded.query_view(), p.rows);
+      expect_near(answer, found, describe(p, page_rows, isa), 0x1p-8, 2e-6);
+    } else {
+      expect_near(expected, found, describe(p, page_rows, isa));
+    }
   }
 }
 
@@ -164,7 +174,8 @@ TEST(AttentionTest, MatchesItsDefinition) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> heads{{1, 1},  {3, 3},  {8, 8},  {6, 2},  {15, 5},
                                                                  {34, 2}, {40, 8}, {7, 1},  {16, 1}, {17, 1},
                                                                  {20, 1}, {33, 1}, {128, 1}};
-  const std::vector<std::int64_t> lengths{0, 1, 2, 3, 31, 63, 64, 65, 127, 129, 255, 256, 257, 512, 513, 700};
+  const std::vector<std::int64_t> lengths{0,   1,   2,   3,   31,  63,  64,  65,  127,
+                                          129, 255, 256, 257, 512, 513, 700, 1030};
   Random random(1);
   for (const auto& [d_qk, d_v] : widths) {
     for (const std::int64_t length : lengths) {
@@ -311,7 +322,7 @@ TEST_F(AttentionBitsTest, SameInPartsAsWhole) {
   for (const Problem& p : problems()) {
     const Pages whole(p.layout, p.rows, 64);
     const Result expected = p.run(whole.view());
-    for (const std::int64_t part_rows : {256, 512, 1024}) {
+    for (const std::int64_t part_rows : {512, 1024, 1536}) {
       Result found = p.empty(p.tokens);
       OnlineAttention attention(p.shape, p.query_view(), p.rows.length, found.out.data());
       for (std::int64_t first = 0; first < p.rows.length; first += part_rows) {

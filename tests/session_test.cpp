@@ -242,8 +242,8 @@ TEST_F(EmbeddedModelTest, NothingButTheCacheGrowsWithLength) {
         some[i] = ids[(i + static_cast<std::size_t>(session.length())) % ids.size()];
       session.append(some);
     };
-    feed(320);  // beyond the part of 256 rows that decompressing works on at a time
-    for (const std::int64_t more : {64, 576}) {
+    feed(576);  // beyond the part of 512 rows that decompressing and attending work on at a time
+    for (const std::int64_t more : {64, 320}) {
       const std::int64_t held = allocated(), pages = session.cache().pool().bytes_in_use();
       feed(more);
       const std::int64_t growth = allocated() - held,

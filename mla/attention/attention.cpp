@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
@@ -10,8 +11,11 @@
 namespace mla {
 namespace {
 
-constexpr std::int64_t head_block = 16;
 constexpr float infinity = std::numeric_limits<float>::infinity();
+/// Rows behind a split that the next one begins with, for the kernel to fetch.
+constexpr std::int64_t rows_ahead = 256;
+/// Query rows whose sums one thread merges.
+constexpr std::int64_t merge_block = 16;
 
 void check(const AttentionShape& s) {
   require(
@@ -23,16 +27,16 @@ void check(const AttentionShape& s) {
 }  // namespace
 
 struct OnlineAttention::Item {
-  std::int64_t token, kv_head, first_head, heads;
+  std::int64_t index, kv_head;
+  std::int64_t first, count;  // query rows of this kv head, counted token by token
 };
 
 struct OnlineAttention::Partial {
-  float* max;  // [heads]
-  float* sum;  // [heads]
-  float* acc;  // [heads][d_v]
+  float* acc;  // [count][d_v]
+  float* max;  // [count]
+  float* sum;  // [count]
 
-  static std::int64_t size(std::int64_t d_v) { return head_block * (d_v + 2); }
-  static Partial in(float* memory) { return {memory, memory + head_block, memory + 2 * head_block}; }
+  static std::int64_t size(std::int64_t count, std::int64_t d_v) { return count * (d_v + 2); }
 };
 
 OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries, std::int64_t kv_length,
@@ -40,7 +44,9 @@ OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries,
     : shape_(shape), queries_(queries), kv_length_(kv_length), leaf_(leaf), acc_(out) {
   check(shape);
   group_ = shape.h_q / shape.h_kv;
-  blocks_ = (group_ + head_block - 1) / head_block;
+  blocks_ = (queries.tokens * group_ + AttendBlock::max_queries - 1) / AttendBlock::max_queries;
+  items_ = blocks_ * shape.h_kv;
+  most_queries_ = std::min(AttendBlock::max_queries, queries.tokens * group_);
   const std::int64_t rows = queries.tokens * shape.h_q;
   std::fill_n(max_.resize(rows), rows, -infinity);
   sum_.resize(rows);
@@ -48,11 +54,20 @@ OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries,
 }
 
 OnlineAttention::Item OnlineAttention::item(std::int64_t index) const {
-  const std::int64_t block = index % blocks_;
-  const std::int64_t kv_head = index / blocks_ % shape_.h_kv;
-  const std::int64_t first = block * head_block;
-  return {index / (blocks_ * shape_.h_kv), kv_head, kv_head * group_ + first,
-          std::min(head_block, group_ - first)};
+  const std::int64_t first = index % blocks_ * AttendBlock::max_queries;
+  return {index, index / blocks_, first,
+          std::min(AttendBlock::max_queries, queries_.tokens * group_ - first)};
+}
+
+OnlineAttention::Partial OnlineAttention::partial_in(float* memory) const {
+  float* const max = memory + most_queries_ * shape_.d_v;
+  return {memory, max, max + most_queries_};
+}
+
+/// Where the sums of an item's query row i are kept: token * h_q + head.
+std::int64_t OnlineAttention::state_row(const Item& item, std::int64_t i) const {
+  const std::int64_t query = item.first + i;
+  return query / group_ * shape_.h_q + item.kv_head * group_ + query % group_;
 }
 
 std::int64_t OnlineAttention::visible_rows(std::int64_t token) const {
@@ -60,51 +75,59 @@ std::int64_t OnlineAttention::visible_rows(std::int64_t token) const {
   return std::max(std::int64_t{0}, kv_length_ - queries_.tokens + token + 1);
 }
 
+void OnlineAttention::pack_queries(const AttendKernel& kernel) {
+  kernel_ = &kernel;
+  packed_stride_ = kernel.packed_bytes(most_queries_, shape_.d_qk);
+  packed_.resize(items_ * packed_stride_);
+  parallel_for(items_, most_queries_ * shape_.d_qk, [&](std::int64_t index) {
+    const Item work = item(index);
+    const float* rows[AttendBlock::max_queries];
+    for (std::int64_t i = 0; i < work.count; ++i) {
+      const std::int64_t query = work.first + i;
+      rows[i] = queries_.data + query / group_ * queries_.token_stride +
+                (work.kv_head * group_ + query % group_) * queries_.head_stride;
+    }
+    kernel.pack(rows, work.count, shape_.d_qk, packed_.data() + index * packed_stride_);
+  });
+}
+
 void OnlineAttention::attend_split(const Item& item, const KvView& part, std::int64_t first_row,
                                    std::int64_t split, Partial out) const {
-  std::fill_n(out.max, item.heads, -infinity);
-  std::fill_n(out.sum, item.heads, 0.0f);
-  std::fill_n(out.acc, item.heads * shape_.d_v, 0.0f);
-  const std::byte* rows[AttendTile::max_rows];
-  AttendTile tile{queries_.data + item.token * queries_.token_stride + item.first_head * queries_.head_stride,
-                  queries_.head_stride,
-                  item.heads,
-                  shape_.d_qk,
-                  shape_.d_v,
-                  shape_.scale,
-                  rows,
-                  0,
-                  part.key_offset,
-                  part.value_offset,
-                  out.max,
-                  out.sum,
-                  out.acc};
   const std::int64_t begin = split * split_rows;
-  const std::int64_t end = std::min({begin + split_rows, part.length, visible_rows(item.token) - first_row});
-  for (std::int64_t row = begin; row < end; row += tile.num_rows) {
-    tile.num_rows = std::min(AttendTile::max_rows, end - row);
-    for (std::int64_t i = 0; i < tile.num_rows; ++i)
-      rows[i] = part.row(row + i) + item.kv_head * part.head_bytes;
-    (part.type == DType::bf16 ? leaf_.attend_bf16 : leaf_.attend_f32)(tile);
+  std::int32_t visible[AttendBlock::max_queries] = {};
+  for (std::int64_t i = 0; i < item.count; ++i) {
+    const std::int64_t seen = visible_rows((item.first + i) / group_) - first_row - begin;
+    visible[i] = static_cast<std::int32_t>(
+        std::clamp(seen, std::int64_t{0}, std::min(split_rows, part.length - begin)));
   }
+  const std::int64_t count = visible[item.count - 1];  // later tokens see more
+  if (count == 0) {
+    std::fill_n(out.sum, item.count, 0.0f);
+    return;
+  }
+  const std::byte* rows[split_rows + rows_ahead];
+  const std::int64_t listed = std::min(part.length - begin, split_rows + rows_ahead);
+  for (std::int64_t i = 0; i < listed; ++i) rows[i] = part.row(begin + i) + item.kv_head * part.head_bytes;
+  kernel_->attend({packed_.data() + item.index * packed_stride_, item.count, shape_.d_qk, shape_.d_v,
+                   shape_.scale, rows, count, listed - count, visible, part.key_offset, part.value_offset,
+                   out.max, out.sum, out.acc});
 }
 
-void OnlineAttention::merge(const Item& item, const Partial& partial) {
-  for (std::int64_t h = 0; h < item.heads; ++h) {
-    if (partial.sum[h] == 0.0f) continue;  // this query sees no row of the split
-    const std::int64_t row = item.token * shape_.h_q + item.first_head + h;
-    const float top = std::max(max_[row], partial.max[h]);
-    const float old_weight = std::exp(max_[row] - top);
-    const float new_weight = std::exp(partial.max[h] - top);
-    max_[row] = top;
-    sum_[row] = sum_[row] * old_weight + partial.sum[h] * new_weight;
-    float* acc = acc_ + row * shape_.d_v;
-    const float* added = partial.acc + h * shape_.d_v;
-    for (std::int64_t i = 0; i < shape_.d_v; ++i) acc[i] = acc[i] * old_weight + added[i] * new_weight;
-  }
+void OnlineAttention::merge(const Item& item, std::int64_t i, const Partial& partial) {
+  if (partial.sum[i] == 0.0f) return;  // this query sees no row of the split
+  const auto power = [&](float x) { return kernel_->base_two ? std::exp2(x) : std::exp(x); };
+  const std::int64_t row = state_row(item, i);
+  const float top = std::max(max_[row], partial.max[i]);
+  const float old_weight = power(max_[row] - top);
+  const float new_weight = power(partial.max[i] - top);
+  max_[row] = top;
+  sum_[row] = sum_[row] * old_weight + partial.sum[i] * new_weight;
+  float* acc = acc_ + row * shape_.d_v;
+  const float* added = partial.acc + i * shape_.d_v;
+  for (std::int64_t j = 0; j < shape_.d_v; ++j) acc[j] = acc[j] * old_weight + added[j] * new_weight;
 }
 
-void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
+void OnlineAttention::check_part(const KvView& part, std::int64_t first_row) const {
   require(first_row % split_rows == 0, "attention: part begins at row {}, expected a multiple of {}",
           first_row, split_rows);
   require(part.length % split_rows == 0 || first_row + part.length == kv_length_,
@@ -112,48 +135,70 @@ void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
           part.length, first_row, kv_length_, split_rows);
   require(part.type == DType::f32 || part.type == DType::bf16, "attention over rows of {}: not supported",
           name_of(part.type));
-  const std::int64_t items = queries_.tokens * shape_.h_kv * blocks_;
-  const std::int64_t splits = (part.length + split_rows - 1) / split_rows;
-  const std::int64_t row_work = std::min(group_, head_block) * (shape_.d_qk + shape_.d_v);
-  const std::int64_t partial_size = Partial::size(shape_.d_v);
-  if (items >= 2 * threads() || splits == 1) {  // enough queries: each thread walks all splits of its own
-    parallel_for(items, std::min(part.length, kv_length_) * row_work, [&](std::int64_t i) {
-      thread_local Buffer<float> memory;
-      const Partial partial = Partial::in(memory.resize(partial_size));
-      const Item work = item(i);
-      for (std::int64_t split = 0; split < splits; ++split) {
-        attend_split(work, part, first_row, split, partial);
-        merge(work, partial);
-      }
-    });
-    return;
-  }
-  // Few queries over many rows: splits run side by side, a bounded number at a time, and are merged in the
-  // same order.
-  const std::int64_t wave = std::min(splits, 4 * static_cast<std::int64_t>(threads()));
-  Buffer<float> memory(items * wave * partial_size);
+}
+
+/// Enough queries: each thread walks all splits of its own.
+void OnlineAttention::add_by_items(const KvView& part, std::int64_t first_row, std::int64_t splits) {
+  const std::int64_t work =
+      std::min(AttendBlock::max_queries, queries_.tokens * group_) * (shape_.d_qk + shape_.d_v);
+  parallel_for(items_, part.length * work, [&](std::int64_t index) {
+    thread_local Buffer<float> memory;
+    const Partial partial = partial_in(memory.resize(Partial::size(most_queries_, shape_.d_v)));
+    const Item mine = item(index);
+    for (std::int64_t split = 0; split < splits; ++split) {
+      attend_split(mine, part, first_row, split, partial);
+      for (std::int64_t i = 0; i < mine.count; ++i) merge(mine, i, partial);
+    }
+  });
+}
+
+/// Few queries over many rows: splits run side by side, a bounded number at a time, and are merged in the
+/// same order.
+void OnlineAttention::add_by_splits(const KvView& part, std::int64_t first_row, std::int64_t splits) {
+  const std::int64_t size = Partial::size(most_queries_, shape_.d_v);
+  const std::int64_t wave = std::min(splits, 8 * static_cast<std::int64_t>(threads()));
+  thread_local Buffer<float> memory;
+  float* partials = memory.resize(items_ * wave * size);
   for (std::int64_t begin = 0; begin < splits; begin += wave) {
     const std::int64_t count = std::min(wave, splits - begin);
-    parallel_for(items * count, split_rows * row_work, [&](std::int64_t i) {
-      attend_split(item(i / count), part, first_row, begin + i % count,
-                   Partial::in(memory.data() + i * partial_size));
+    parallel_for(items_ * count, [&](std::int64_t i) {
+      attend_split(item(i / count), part, first_row, begin + i % count, partial_in(partials + i * size));
     });
-    parallel_for(items, count * head_block * shape_.d_v, [&](std::int64_t i) {
+    const std::int64_t blocks = (most_queries_ + merge_block - 1) / merge_block;
+    parallel_for(items_ * blocks, count * merge_block * shape_.d_v, [&](std::int64_t b) {
+      const Item work = item(b / blocks);
+      const std::int64_t first = b % blocks * merge_block, last = std::min(first + merge_block, work.count);
       for (std::int64_t s = 0; s < count; ++s) {
-        merge(item(i), Partial::in(memory.data() + (i * count + s) * partial_size));
+        const Partial partial = partial_in(partials + (work.index * count + s) * size);
+        for (std::int64_t i = first; i < last; ++i) merge(work, i, partial);
       }
     });
   }
 }
 
+void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
+  check_part(part, first_row);
+  const AttendKernel& kernel = attend_kernel(part.type, leaf_);
+  if (!kernel_) pack_queries(kernel);
+  require(kernel_ == &kernel, "attention: a part has rows of {}, the parts before it have not",
+          name_of(part.type));
+  const std::int64_t splits = (part.length + split_rows - 1) / split_rows;
+  if (items_ >= 2 * threads() || splits <= 1 || threads() == 1) {
+    add_by_items(part, first_row, splits);
+  } else {
+    add_by_splits(part, first_row, splits);
+  }
+}
+
 void OnlineAttention::finish(float* lse) {
   const std::int64_t rows = queries_.tokens * shape_.h_q;
+  const float unit = kernel_ && kernel_->base_two ? std::numbers::ln2_v<float> : 1.0f;
   for (std::int64_t row = 0; row < rows; ++row) {
     const bool sees_any = sum_[row] != 0.0f;
     float* acc = acc_ + row * shape_.d_v;
     const float inverse = sees_any ? 1.0f / sum_[row] : 0.0f;
     for (std::int64_t i = 0; i < shape_.d_v; ++i) acc[i] *= inverse;
-    if (lse) lse[row] = sees_any ? max_[row] + std::log(sum_[row]) : infinity;
+    if (lse) lse[row] = sees_any ? max_[row] * unit + std::log(sum_[row]) : infinity;
   }
 }
 

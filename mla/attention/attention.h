@@ -3,6 +3,7 @@
 
 #include "mla/cache/kv_view.h"
 #include "mla/core/buffer.h"
+#include "mla/kernels/attend.h"
 #include "mla/kernels/leaf.h"
 
 namespace mla {
@@ -35,15 +36,17 @@ struct QueryView {
 /// number of threads, nor the pages, nor which other queries ride along changes a bit of a query's result.
 class OnlineAttention {
  public:
-  static constexpr std::int64_t split_rows = 256;
+  static constexpr std::int64_t split_rows = AttendBlock::max_rows;
 
   /// Attention of `queries` over `kv_length` rows in all. `out` [tokens][h_q][d_v] is written by finish() and
   /// is used as working memory before. Throws Error for a shape that is not one. `leaf`: the kernels to use.
+  /// The queries must outlive this object.
   OnlineAttention(const AttentionShape& shape, QueryView queries, std::int64_t kv_length, float* out,
                   const LeafKernels& leaf = leaf_kernels());
 
   /// Attends to rows [first_row, first_row + part.length), `part`'s row 0 being first_row. Parts come in
-  /// order and each but the last ends at a multiple of split_rows.
+  /// order, are all of one row type, and each but the last ends at a multiple of split_rows. Throws Error if
+  /// they do not.
   void add(const KvView& part, std::int64_t first_row);
 
   /// Divides by the sums. `lse` [tokens][h_q], unless null, gets the natural log of the sum of exp(scaled
@@ -51,22 +54,33 @@ class OnlineAttention {
   void finish(float* lse);
 
  private:
-  struct Item;     // one query token and up to 16 heads that share a kv head
+  struct Item;     // up to 128 query rows (a head of a token each) that share a kv head
   struct Partial;  // the sums of one split
   Item item(std::int64_t index) const;
+  Partial partial_in(float* memory) const;
+  std::int64_t state_row(const Item& item, std::int64_t i) const;
   std::int64_t visible_rows(std::int64_t token) const;
+  void check_part(const KvView& part, std::int64_t first_row) const;
+  void pack_queries(const AttendKernel& kernel);
   void attend_split(const Item& item, const KvView& part, std::int64_t first_row, std::int64_t split,
                     Partial out) const;
-  void merge(const Item& item, const Partial& partial);
+  void merge(const Item& item, std::int64_t i, const Partial& partial);
+  void add_by_items(const KvView& part, std::int64_t first_row, std::int64_t splits);
+  void add_by_splits(const KvView& part, std::int64_t first_row, std::int64_t splits);
 
   AttentionShape shape_;
   QueryView queries_;
   std::int64_t kv_length_;
   const LeafKernels& leaf_;
-  std::int64_t group_;       // query heads per kv head
-  std::int64_t blocks_;      // head blocks per kv head
-  Buffer<float> max_, sum_;  // [tokens][h_q]
-  float* acc_;               // [tokens][h_q][d_v]
+  const AttendKernel* kernel_ = nullptr;  // of the first part's row type
+  std::int64_t group_;                    // query heads per kv head
+  std::int64_t blocks_;                   // items per kv head
+  std::int64_t items_;
+  std::int64_t most_queries_;       // of one item
+  std::int64_t packed_stride_ = 0;  // bytes of one item's packed queries
+  Buffer<std::byte> packed_;        // [items]
+  Buffer<float> max_, sum_;         // [tokens][h_q]
+  float* acc_;                      // [tokens][h_q][d_v]
 };
 
 /// The whole of it in one call: out [tokens][h_q][d_v], lse [tokens][h_q] or null.

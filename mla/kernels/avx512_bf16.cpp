@@ -63,7 +63,9 @@ template <int G>
 __attribute__((noinline)) void dot_groups(const DotTile& t, std::int64_t first) {
   const Rows rows(t, first);
   __m512 acc[tile_rows][G];
+#pragma GCC unroll 4
   for (int i = 0; i < tile_rows; ++i) {
+#pragma GCC unroll 6
     for (int g = 0; g < G; ++g) acc[i][g] = _mm512_setzero_ps();
   }
   const bf16* tokens = t.tokens;
@@ -102,12 +104,14 @@ template <int R>
 void dot_one(const DotTile& t, std::int64_t first) {
   const bf16* at[R * tile_rows];
   __mmask8 valid = 15;
+#pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
     const Rows rows(t, first + r * tile_rows);
     for (int i = 0; i < tile_rows; ++i) at[r * tile_rows + i] = rows.at[i];
     valid = rows.valid;
   }
   __m128 acc[R * tile_rows];
+#pragma GCC unroll 8
   for (__m128& a : acc) a = _mm_setzero_ps();
   std::int64_t d = 0;
   for (; d + step <= t.depth; d += step) {
@@ -120,9 +124,11 @@ void dot_one(const DotTile& t, std::int64_t first) {
   }
   if (d < t.depth) {
     const __m128bh x = as_pairs(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t.tokens + d)));
+#pragma GCC unroll 8
     for (int i = 0; i < R * tile_rows; ++i)
       acc[i] = _mm_dpbf16_ps(acc[i], as_pairs(load_values(at[i] + d, t.depth - d)), x);
   }
+#pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
     const __m128* a = acc + r * tile_rows;
     _mm_mask_storeu_ps(t.y + first + r * tile_rows, r + 1 < R ? static_cast<__mmask8>(15) : valid,
@@ -140,6 +146,7 @@ template <int T>
 __attribute__((noinline)) void sum_columns(const SumTile& t, std::int64_t first, std::int64_t count) {
   const auto columns = static_cast<__mmask32>(count >= 32 ? ~0u : (1u << count) - 1u);
   __m512 low[T], high[T];
+#pragma GCC unroll 8
   for (int i = 0; i < T; ++i) low[i] = high[i] = _mm512_setzero_ps();
   const bf16* row = t.weights + first;
   const auto add = [&](std::int64_t d, __m512i even, __m512i odd) __attribute__((always_inline)) {
@@ -162,6 +169,7 @@ __attribute__((noinline)) void sum_columns(const SumTile& t, std::int64_t first,
   // The interleaving left features 8g..8g+3 in 128-bit lane g of low and 8g+4..8g+7 in that of high.
   const __m512i front = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
                 back = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+#pragma GCC unroll 8
   for (int i = 0; i < T; ++i) {
     const __m512d l = _mm512_castps_pd(low[i]), h = _mm512_castps_pd(high[i]);
     float* y = t.y + i * t.y_stride + first;
