@@ -107,7 +107,7 @@ void OnlineAttention::attend_split(const Item& item, const KvView& part, std::in
   }
   const std::byte* rows[split_rows + rows_ahead];
   const std::int64_t listed = std::min(part.length - begin, split_rows + rows_ahead);
-  for (std::int64_t i = 0; i < listed; ++i) rows[i] = part.row(begin + i) + item.kv_head * part.head_bytes;
+  part.list_rows(begin, listed, item.kv_head * part.head_bytes, rows);
   kernel_->attend({packed_.data() + item.index * packed_stride_, item.count, shape_.d_qk, shape_.d_v,
                    shape_.scale, rows, count, listed - count, visible, part.key_offset, part.value_offset,
                    out.max, out.sum, out.acc});

@@ -23,6 +23,15 @@ struct KvView {
   const std::byte* row(std::int64_t i) const {
     return pages[i / page_rows] + page_offset + i % page_rows * row_bytes;
   }
+
+  /// out[i] = row(first + i) + offset, for `count` rows.
+  void list_rows(std::int64_t first, std::int64_t count, std::int64_t offset, const std::byte** out) const {
+    std::int64_t slot = first % page_rows;
+    for (std::int64_t page = first / page_rows; count > 0; ++page, slot = 0) {
+      const std::byte* at = pages[page] + page_offset + offset + slot * row_bytes;
+      for (; slot < page_rows && count > 0; ++slot, --count, at += row_bytes) *out++ = at;
+    }
+  }
 };
 
 /// A dense tensor of `length` rows as a view. `page` must outlive it and point to the tensor's first byte.

@@ -45,14 +45,17 @@ std::int64_t packed_bytes(std::int64_t num_queries, std::int64_t d_qk) {
 
 void pack(const float* const* queries, std::int64_t num_queries, std::int64_t d_qk, void* packed) {
   bf16* out = static_cast<bf16*>(packed);
-  std::memset(packed, 0, static_cast<std::size_t>(packed_bytes(num_queries, d_qk)));
-  for (std::int64_t first = 0; first < num_queries; first += group) {
-    for (std::int64_t i = first; i < num_queries && i < first + group; ++i) {
-      for (std::int64_t d = 0; d < d_qk; ++d) {
-        out[d / step * group * step + (i - first) * step + d % step] = to_bf16(queries[i][d]);
+  for (std::int64_t first = 0; first < num_queries; first += group, out += group * steps_of(d_qk) * step) {
+    for (std::int64_t q = 0; q < group; ++q) {
+      const float* query = first + q < num_queries ? queries[first + q] : nullptr;
+      bf16* to = out + q * step;
+      for (std::int64_t d = 0; d < d_qk; d += step, to += group * step) {
+        const std::int64_t left = query ? d_qk - d : 0;
+        const auto there = static_cast<__mmask8>(left >= step ? 15 : (1 << left) - 1);
+        const __m128bh four = _mm_cvtneps_pbh(_mm_maskz_loadu_ps(there, query ? query + d : nullptr));
+        std::memcpy(to, &four, step * sizeof(bf16));
       }
     }
-    out += group * steps_of(d_qk) * step;
   }
 }
 
@@ -173,28 +176,32 @@ struct ValueTile {
   std::int64_t stride;
   __mmask32 features;  // of the 32, those that exist
   bool is_first;       // there are no sums so far
+  bool is_ordered;     // the sums so far are in the features' order, else as unpacking left them
+  bool to_order;       // the sums are to be put into the features' order
 };
+
+/// Pairs of lanes of (low, high) by index, for both.
+void rearrange(__m512& low, __m512& high, __m512i to_low, __m512i to_high) {
+  const __m512d l = _mm512_castps_pd(low), h = _mm512_castps_pd(high);
+  low = _mm512_castpd_ps(_mm512_permutex2var_pd(l, to_low, h));
+  high = _mm512_castpd_ps(_mm512_permutex2var_pd(l, to_high, h));
+}
 
 template <int Q>
 __attribute__((noinline)) void value_block(const ValueTile& t) {
-  // unpacklo and unpackhi leave features 8g..8g+3 in 128-bit lane g of low and 8g+4..8g+7 in that of high.
-  const __m512i front = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
-                back = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+  // Unpacking leaves features 8g..8g+3 in 128-bit lane g of low and 8g+4..8g+7 in that of high.
   const auto mask0 = static_cast<__mmask16>(t.features), mask1 = static_cast<__mmask16>(t.features >> 16);
   __m512 low[Q], high[Q];
 #pragma GCC unroll 8
-  for (int q = 0; q < Q; ++q) low[q] = high[q] = _mm512_setzero_ps();
-  if (!t.is_first) {
-#pragma GCC unroll 8
-    for (int q = 0; q < Q; ++q) {
-      const __m512 shift = _mm512_set1_ps(t.shift[q]);
-      const __m512d a =
-          _mm512_castps_pd(_mm512_mul_ps(shift, _mm512_maskz_loadu_ps(mask0, t.acc + q * t.stride)));
-      const __m512d b =
-          _mm512_castps_pd(_mm512_mul_ps(shift, _mm512_maskz_loadu_ps(mask1, t.acc + q * t.stride + 16)));
-      low[q] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, _mm512_set_epi64(13, 12, 9, 8, 5, 4, 1, 0), b));
-      high[q] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, _mm512_set_epi64(15, 14, 11, 10, 7, 6, 3, 2), b));
-    }
+  for (int q = 0; q < Q; ++q) {
+    low[q] = high[q] = _mm512_setzero_ps();
+    if (t.is_first) continue;
+    const __m512 shift = _mm512_set1_ps(t.shift[q]);
+    low[q] = _mm512_mul_ps(shift, _mm512_maskz_loadu_ps(mask0, t.acc + q * t.stride));
+    high[q] = _mm512_mul_ps(shift, _mm512_maskz_loadu_ps(mask1, t.acc + q * t.stride + 16));
+    if (!t.is_ordered) continue;
+    rearrange(low[q], high[q], _mm512_set_epi64(13, 12, 9, 8, 5, 4, 1, 0),
+              _mm512_set_epi64(15, 14, 11, 10, 7, 6, 3, 2));
   }
   const std::uint32_t* weights = t.weights;
   for (int i = 0; i < t.pairs; ++i, weights += group) {
@@ -215,10 +222,12 @@ __attribute__((noinline)) void value_block(const ValueTile& t) {
   }
 #pragma GCC unroll 8
   for (int q = 0; q < Q; ++q) {
-    const __m512d l = _mm512_castps_pd(low[q]), h = _mm512_castps_pd(high[q]);
-    _mm512_mask_storeu_ps(t.acc + q * t.stride, mask0, _mm512_castpd_ps(_mm512_permutex2var_pd(l, front, h)));
-    _mm512_mask_storeu_ps(t.acc + q * t.stride + 16, mask1,
-                          _mm512_castpd_ps(_mm512_permutex2var_pd(l, back, h)));
+    if (t.to_order) {
+      rearrange(low[q], high[q], _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
+                _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4));
+    }
+    _mm512_mask_storeu_ps(t.acc + q * t.stride, mask0, low[q]);
+    _mm512_mask_storeu_ps(t.acc + q * t.stride + 16, mask1, high[q]);
   }
 }
 
@@ -295,10 +304,12 @@ void attend_values(const AttendBlock& b, std::int64_t row, const std::byte* cons
       // The first two groups fetch the next tile's lines, the second one those that no 32 features stand for.
       const std::int64_t line = f / 32 + (first == 0 ? 0 : b.d_v / 32);
       const bool fetches = has_ahead && first <= group && line < lines;
+      const bool is_whole = left >= 32;  // fewer features leave no room for the unpacked order
       values_of({rows, fetches ? b.rows + row + tile_rows : nullptr, padded / 2,
                  b.value_offset + f * static_cast<std::int64_t>(sizeof(bf16)), b.key_offset + line * 64,
                  work.weights[first / group], work.shift[first / group], b.acc + first * b.d_v + f, b.d_v,
-                 left >= 32 ? ~__mmask32{0} : static_cast<__mmask32>((1u << left) - 1u), row == 0},
+                 is_whole ? ~__mmask32{0} : static_cast<__mmask32>((1u << left) - 1u), row == 0, !is_whole,
+                 !is_whole || row + tile_rows >= b.num_rows},
                 queries);
     }
   }
