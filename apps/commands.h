@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 /// The program's commands. Each is one file, takes its options as they were typed, and returns or throws
 /// mla::Error.
@@ -65,5 +66,39 @@ struct InspectOptions {
   bool json = false;
 };
 void inspect(const InspectOptions& options);
+
+/// Options of every benchmark.
+struct BenchOptions {
+  double seconds = 0.5;       ///< that each figure is measured for
+  int threads = 0;            ///< 0: one per processor
+  std::int64_t buffer = 256;  ///< MiB that read bandwidth is measured on
+  bool json = false;
+};
+void bench_peak(const BenchOptions& options);
+
+struct AttentionBenchOptions {
+  BenchOptions bench;
+  std::vector<std::string> rows = {"f32", "bf16"};
+  std::vector<std::int64_t> heads = {128, 64, 20, 16, 8};
+  std::vector<std::int64_t> kv = {4096, 32768};  ///< cached rows
+  std::int64_t queries = 1;
+  std::int64_t batch = 1;
+  std::string variant = "mla";  ///< mla: absorbed; gqa
+  std::int64_t kv_heads = 8;    ///< of gqa
+  std::int64_t d_qk = 0;        ///< 0: 576 for mla, 128 for gqa
+  std::int64_t d_v = 0;         ///< 0: 512 for mla, 128 for gqa
+  bool cold = false;            ///< rows come from memory at each call
+};
+void bench_attention(const AttentionBenchOptions& options);
+
+struct MatmulBenchOptions {
+  BenchOptions bench;
+  std::vector<std::string> shapes = {"1x2048x2048", "1x8192x8192", "16x2048x2048", "512x2048x2048",
+                                     "512x2048x8192"};
+  std::vector<std::string> types = {"bf16", "f32"};  ///< of weights and products
+};
+void bench_matmul(const MatmulBenchOptions& options);
+/// Throws mla::Error if `text` is no shape MxNxK.
+void check_matmul_shape(const std::string& text);
 
 }  // namespace mla::app

@@ -109,6 +109,90 @@ void add_inspect(CLI::App& app, InspectOptions& o, std::function<void()>& run) {
   command->callback([&] { run = [&o] { inspect(o); }; });
 }
 
+void add_bench_options(CLI::App* command, BenchOptions& o) {
+  command->add_option("--seconds", o.seconds, "Time to measure each figure for")
+      ->check(CLI::Range(0.001, 3600.0))
+      ->capture_default_str();
+  command->add_option("--threads", o.threads, "Threads")
+      ->check(CLI::Range(1, 1024))
+      ->default_str("one per processor");
+  command->add_option("--buffer", o.buffer, "MiB that read bandwidth is measured on")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 16))
+      ->capture_default_str();
+  add_json(command, o.json);
+}
+
+void add_bench_attention(CLI::App* bench, AttentionBenchOptions& o, std::function<void()>& run) {
+  const CLI::Range sizes(std::int64_t{1}, std::int64_t{1} << 24);
+  const CLI::Range counts(std::int64_t{1}, std::int64_t{1} << 14);
+  CLI::App* command = bench->add_subcommand("attention", "Attention over pages in shuffled order");
+  command->add_option("--op", "What is measured")->check(CLI::IsMember({"decode"}))->default_str("decode");
+  command->add_option("--rows", o.rows, "Types of the cached rows: f32, bf16, fp8, int8")
+      ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
+      ->delimiter(',')
+      ->capture_default_str();
+  const auto list = [&](const char* name, std::vector<std::int64_t>& values, const char* help) {
+    return command->add_option(name, values, help)->delimiter(',')->capture_default_str();
+  };
+  const auto number = [&](const char* name, std::int64_t& value, const char* help) {
+    return command->add_option(name, value, help)->check(counts);
+  };
+  list("--heads", o.heads, "Query heads")->check(counts);
+  list("--kv", o.kv, "Cached rows")->check(sizes);
+  number("--queries", o.queries, "Query tokens, causal")->capture_default_str();
+  number("--batch", o.batch, "Sequences in one call")->capture_default_str();
+  command->add_option("--variant", o.variant, "mla: absorbed, one kv head; gqa: --kv-heads of them")
+      ->check(CLI::IsMember({"mla", "gqa"}))
+      ->capture_default_str();
+  number("--kv-heads", o.kv_heads, "Kv heads of gqa")->capture_default_str();
+  number("--d-qk", o.d_qk, "Width of queries and keys")->default_str("576 for mla, 128 for gqa");
+  number("--d-v", o.d_v, "Width of values")->default_str("512 for mla, 128 for gqa");
+  command->add_flag("--cold", o.cold, "Take turns with more caches than the CPU's caches hold");
+  add_bench_options(command, o.bench);
+  command->callback([&] { run = [&o] { bench_attention(o); }; });
+}
+
+void add_bench_matmul(CLI::App* bench, MatmulBenchOptions& o, std::function<void()>& run) {
+  CLI::App* command = bench->add_subcommand("matmul", "Matrix products with weights that come from memory");
+  const CLI::Validator is_shape(
+      [](std::string& text) {
+        try {
+          check_matmul_shape(text);
+        } catch (const Error& error) {
+          return std::string(error.what());
+        }
+        return std::string();
+      },
+      "MxNxK");
+  command->add_option("--shapes", o.shapes, "Tokens x outputs x inputs, as 16x2048x2048")
+      ->check(is_shape)
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--dtype", o.types, "Types of the weights and of the arithmetic: bf16, f32")
+      ->check(CLI::IsMember({"bf16", "f32"}))
+      ->delimiter(',')
+      ->capture_default_str();
+  add_bench_options(command, o.bench);
+  command->callback([&] { run = [&o] { bench_matmul(o); }; });
+}
+
+/// Options of the benchmarks.
+struct AllBenchOptions {
+  BenchOptions peak;
+  AttentionBenchOptions attention;
+  MatmulBenchOptions matmul;
+};
+
+void add_bench(CLI::App& app, AllBenchOptions& o, std::function<void()>& run) {
+  CLI::App* bench = app.add_subcommand("bench", "Speed, as shares of what this CPU can do at most");
+  bench->require_subcommand(1);
+  CLI::App* peak = bench->add_subcommand("peak", "What this CPU can do at most: arithmetic and reading");
+  add_bench_options(peak, o.peak);
+  peak->callback([&] { run = [&o] { bench_peak(o.peak); }; });
+  add_bench_attention(bench, o.attention, run);
+  add_bench_matmul(bench, o.matmul, run);
+}
+
 int main(int argc, char** argv) {
   CLI::App app("Multi-Head Latent Attention: runs DeepSeek-architecture checkpoints on CPUs.", "mla");
   app.require_subcommand(1);
@@ -118,12 +202,14 @@ int main(int argc, char** argv) {
   ScoreOptions score_options;
   TokenizeOptions tokenize_options;
   InspectOptions inspect_options;
+  AllBenchOptions bench_options;
   std::function<void()> run;
   add_generate(app, generate_options, run);
   add_logits(app, logits_options, run);
   add_score(app, score_options, run);
   add_tokenize(app, tokenize_options, run);
   add_inspect(app, inspect_options, run);
+  add_bench(app, bench_options, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

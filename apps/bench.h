@@ -1,0 +1,80 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "apps/commands.h"
+#include "apps/terminal.h"
+#include "mla/core/buffer.h"
+#include "mla/core/dtype.h"
+#include "mla/kernels/peak.h"
+
+/// What the benchmarks share: timing, ceilings measured beside the work, and the report.
+namespace mla::app {
+
+/// One call to be timed, and what it does.
+struct BenchWork {
+  std::string name;
+  std::string op;
+  DType type;                     ///< of the rows or weights; chooses the ceiling
+  double operations = 0;          ///< of one call, two for each multiply-add that counts
+  std::int64_t bytes = 0;         ///< of rows or weights that one call reads
+  bool cold = false;              ///< whether they come from memory, not from a cache
+  nlohmann::ordered_json fields;  ///< further fields of the entry
+  std::function<void()> call;
+};
+
+/// Times work between two measurements of its ceilings, and prints: rows of a table as they are ready, or one
+/// JSON array at the end.
+class Bench {
+ public:
+  Bench(const BenchOptions& options, std::int64_t entries);
+  void run(const BenchWork& work);
+  void finish();
+
+  std::int64_t threads() const { return threads_; }
+
+ private:
+  struct Ceilings {
+    double operations = 0, bytes = 0;  // per second
+  };
+  void raise(Ceilings& ceilings, const BenchWork& work);
+  double median_seconds(const BenchWork& work, std::int64_t& calls) const;
+
+  const BenchOptions& options_;
+  int threads_;
+  PeakTiming timing_;
+  Buffer<std::byte> memory_;  // what the read ceiling reads
+  nlohmann::ordered_json entries_ = nlohmann::ordered_json::array();
+  Progress progress_;
+};
+
+/// Bytes of distinct data after which a linear reader finds nothing in the caches any more.
+std::int64_t bytes_beyond_caches();
+
+/// Throws Error if `bytes` more don't fit into memory.
+void check_bench_fits(std::int64_t bytes);
+
+/// The name by which the system knows the processor.
+std::string cpu_name();
+
+/// Normally distributed values, and rows of them from anywhere in a table: quick, and never the same twice.
+class RandomValues {
+ public:
+  explicit RandomValues(std::int64_t longest);
+  /// `count` values, at most `longest`; valid until this object goes away.
+  const float* next(std::int64_t count);
+  void fill(float* out, std::int64_t count);
+
+ private:
+  std::vector<float> table_;
+  std::uint64_t state_ = 1;
+};
+
+/// f32, bf16, fp8 or int8.
+DType bench_type(const std::string& name);
+
+}  // namespace mla::app
