@@ -28,7 +28,9 @@ void check(const AttentionShape& s) {
 
 struct OnlineAttention::Item {
   std::int64_t index, kv_head;
-  std::int64_t first, count;  // query rows of this kv head, counted token by token
+  std::int64_t first, count;  // query rows of this kv head, in the order of place()
+  std::int64_t
+      num_fours;  // of them, the last ones, that are left over when eights are made of a token's heads
 };
 
 struct OnlineAttention::Partial {
@@ -44,6 +46,7 @@ OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries,
     : shape_(shape), queries_(queries), kv_length_(kv_length), leaf_(leaf), acc_(out) {
   check(shape);
   group_ = shape.h_q / shape.h_kv;
+  left_over_ = group_ > 8 && group_ % 8 <= 4 ? group_ % 8 : 0;
   blocks_ = (queries.tokens * group_ + AttendBlock::max_queries - 1) / AttendBlock::max_queries;
   items_ = blocks_ * shape.h_kv;
   most_queries_ = std::min(AttendBlock::max_queries, queries.tokens * group_);
@@ -55,8 +58,19 @@ OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries,
 
 OnlineAttention::Item OnlineAttention::item(std::int64_t index) const {
   const std::int64_t first = index % blocks_ * AttendBlock::max_queries;
-  return {index, index / blocks_, first,
-          std::min(AttendBlock::max_queries, queries_.tokens * group_ - first)};
+  const std::int64_t count = std::min(AttendBlock::max_queries, queries_.tokens * group_ - first);
+  const std::int64_t eights = queries_.tokens * (group_ - left_over_);
+  return {index, index / blocks_, first, count, std::clamp(first + count - eights, std::int64_t{0}, count)};
+}
+
+/// The token and head of a kv head's i-th query row. The rows go token by token, but the heads that 8 does
+/// not divide come behind all others: so it depends on the head alone in which kind of group it is summed.
+OnlineAttention::Place OnlineAttention::place(std::int64_t kv_head, std::int64_t i) const {
+  const std::int64_t whole = group_ - left_over_;
+  const std::int64_t first_head = kv_head * group_;
+  if (i < queries_.tokens * whole) return {i / whole, first_head + i % whole};
+  i -= queries_.tokens * whole;
+  return {i / left_over_, first_head + whole + i % left_over_};
 }
 
 OnlineAttention::Partial OnlineAttention::partial_in(float* memory) const {
@@ -66,8 +80,8 @@ OnlineAttention::Partial OnlineAttention::partial_in(float* memory) const {
 
 /// Where the sums of an item's query row i are kept: token * h_q + head.
 std::int64_t OnlineAttention::state_row(const Item& item, std::int64_t i) const {
-  const std::int64_t query = item.first + i;
-  return query / group_ * shape_.h_q + item.kv_head * group_ + query % group_;
+  const Place at = place(item.kv_head, item.first + i);
+  return at.token * shape_.h_q + at.head;
 }
 
 std::int64_t OnlineAttention::visible_rows(std::int64_t token) const {
@@ -83,11 +97,10 @@ void OnlineAttention::pack_queries(const AttendKernel& kernel) {
     const Item work = item(index);
     const float* rows[AttendBlock::max_queries];
     for (std::int64_t i = 0; i < work.count; ++i) {
-      const std::int64_t query = work.first + i;
-      rows[i] = queries_.data + query / group_ * queries_.token_stride +
-                (work.kv_head * group_ + query % group_) * queries_.head_stride;
+      const Place at = place(work.kv_head, work.first + i);
+      rows[i] = queries_.data + at.token * queries_.token_stride + at.head * queries_.head_stride;
     }
-    kernel.pack(rows, work.count, shape_.d_qk, packed_.data() + index * packed_stride_);
+    kernel.pack(rows, work.count, work.num_fours, shape_.d_qk, packed_.data() + index * packed_stride_);
   });
 }
 
@@ -96,11 +109,11 @@ void OnlineAttention::attend_split(const Item& item, const KvView& part, std::in
   const std::int64_t begin = split * split_rows;
   std::int32_t visible[AttendBlock::max_queries] = {};
   for (std::int64_t i = 0; i < item.count; ++i) {
-    const std::int64_t seen = visible_rows((item.first + i) / group_) - first_row - begin;
+    const std::int64_t seen = visible_rows(place(item.kv_head, item.first + i).token) - first_row - begin;
     visible[i] = static_cast<std::int32_t>(
         std::clamp(seen, std::int64_t{0}, std::min(split_rows, part.length - begin)));
   }
-  const std::int64_t count = visible[item.count - 1];  // later tokens see more
+  const std::int64_t count = *std::max_element(visible, visible + item.count);
   if (count == 0) {
     std::fill_n(out.sum, item.count, 0.0f);
     return;
@@ -108,9 +121,9 @@ void OnlineAttention::attend_split(const Item& item, const KvView& part, std::in
   const std::byte* rows[split_rows + rows_ahead];
   const std::int64_t listed = std::min(part.length - begin, split_rows + rows_ahead);
   part.list_rows(begin, listed, item.kv_head * part.head_bytes, rows);
-  kernel_->attend({packed_.data() + item.index * packed_stride_, item.count, shape_.d_qk, shape_.d_v,
-                   shape_.scale, rows, count, listed - count, visible, part.key_offset, part.value_offset,
-                   out.max, out.sum, out.acc});
+  kernel_->attend({packed_.data() + item.index * packed_stride_, item.count, item.num_fours, shape_.d_qk,
+                   shape_.d_v, shape_.scale, rows, count, listed - count, visible, part.key_offset,
+                   part.value_offset, out.max, out.sum, out.acc});
 }
 
 void OnlineAttention::merge(const Item& item, std::int64_t i, const Partial& partial) {

@@ -54,9 +54,13 @@ class OnlineAttention {
   void finish(float* lse);
 
  private:
-  struct Item;     // up to 128 query rows (a head of a token each) that share a kv head
+  struct Item;  // up to 128 query rows (a head of a token each) that share a kv head
+  struct Place {
+    std::int64_t token, head;
+  };
   struct Partial;  // the sums of one split
   Item item(std::int64_t index) const;
+  Place place(std::int64_t kv_head, std::int64_t i) const;
   Partial partial_in(float* memory) const;
   std::int64_t state_row(const Item& item, std::int64_t i) const;
   std::int64_t visible_rows(std::int64_t token) const;
@@ -74,6 +78,7 @@ class OnlineAttention {
   const LeafKernels& leaf_;
   const AttendKernel* kernel_ = nullptr;  // of the first part's row type
   std::int64_t group_;                    // query heads per kv head
+  std::int64_t left_over_;                // of them, those that are summed in groups of four
   std::int64_t blocks_;                   // items per kv head
   std::int64_t items_;
   std::int64_t most_queries_;       // of one item

@@ -10,7 +10,8 @@ std::int64_t plain_packed_bytes(std::int64_t num_queries, std::int64_t d_qk) {
   return num_queries * d_qk * static_cast<std::int64_t>(sizeof(float));
 }
 
-void plain_pack(const float* const* queries, std::int64_t num_queries, std::int64_t d_qk, void* packed) {
+void plain_pack(const float* const* queries, std::int64_t num_queries, std::int64_t, std::int64_t d_qk,
+                void* packed) {
   for (std::int64_t i = 0; i < num_queries; ++i)
     std::copy_n(queries[i], d_qk, static_cast<float*>(packed) + i * d_qk);
 }

@@ -15,14 +15,16 @@ struct AttendBlock {
 
   const void* queries;       ///< packed by AttendKernel::pack
   std::int64_t num_queries;  ///< 1 to max_queries
+  std::int64_t num_fours;    ///< of them, the last ones, which a kernel may take in groups of four
   std::int64_t d_qk;
   std::int64_t d_v;
   float scale;                   ///< multiplies each score before the softmax
   const std::byte* const* rows;  ///< [num_rows + num_ahead] cached rows, in order of position
   std::int64_t num_rows;         ///< 1 to max_rows
   std::int64_t num_ahead;        ///< rows that this thread will attend to next, to be fetched meanwhile
-  const std::int32_t*
-      visible;  ///< [num_queries] how many of the rows each query sees, never falling; at least one sees some
+  /// [num_queries] how many of the rows each query sees; at least one query sees some. Does not fall from
+  /// query to query, neither in those before the fours nor in the fours.
+  const std::int32_t* visible;
   std::int64_t key_offset;    ///< bytes from a row's start to its key
   std::int64_t value_offset;  ///< bytes from a row's start to its value
   float* max;                 ///< [num_queries] out: largest scaled score; -inf if nothing is visible
@@ -36,8 +38,9 @@ struct AttendKernel {
   bool base_two;  ///< max counts in powers of two: max and exp above are those of the base-2 logarithm
   /// Bytes of `num_queries` packed queries.
   std::int64_t (*packed_bytes)(std::int64_t num_queries, std::int64_t d_qk);
-  /// Packs queries[i][0..d_qk).
-  void (*pack)(const float* const* queries, std::int64_t num_queries, std::int64_t d_qk, void* packed);
+  /// Packs queries[i][0..d_qk), of which the last num_fours may go in groups of four.
+  void (*pack)(const float* const* queries, std::int64_t num_queries, std::int64_t num_fours,
+               std::int64_t d_qk, void* packed);
   void (*attend)(const AttendBlock& block);
 };
 
