@@ -65,7 +65,7 @@ void bench_peak(const BenchOptions& options) {
   }
   const Buffer<std::byte> memory(options.buffer << 20);
   for (const int count : counts) {
-    report.add("read", fmt::format("{} MiB, linear", options.buffer), count,
+    report.add("read", fmt::format("{} MiB, four streams", options.buffer), count,
                peak_read(memory.span(), count, timing), true);
   }
   report.finish();

@@ -13,6 +13,9 @@ namespace {
 /// Four f32 lanes, which every x86-64 has.
 using Lanes4 = float __attribute__((vector_size(16)));
 
+/// The same anywhere in memory.
+using UnalignedLanes4 = float __attribute__((vector_size(16), aligned(1)));
+
 constexpr std::int64_t block = 512;  // bytes that the readers take at a time
 
 std::int64_t peak_scalar_f32(std::int64_t rounds) {
@@ -32,10 +35,11 @@ std::int64_t peak_scalar_f32(std::int64_t rounds) {
 }
 
 void read_scalar(const std::byte* data, std::int64_t bytes) {
-  for (std::int64_t at = 0; at < bytes; at += block) {
+  for (std::int64_t at = 0; at < bytes / 4; at += block / 4) {
 #pragma GCC unroll 32
     for (int i = 0; i < 32; ++i) {
-      const Lanes4 value = *reinterpret_cast<const Lanes4*>(data + at + i * 16);
+      const std::byte* const from = data + i / 8 * (bytes / 4) + at + i % 8 * 16;
+      const Lanes4 value = *reinterpret_cast<const UnalignedLanes4*>(from);
       asm volatile("" : : "x"(value));
     }
   }

@@ -36,8 +36,9 @@ struct PeakTiming {
 /// Operations per second of `threads` threads together.
 double peak_operations(const PeakKernel& kernel, int threads, PeakTiming timing = {});
 
-/// Bytes per second that `threads` threads read together, each its own part of `memory` from front to end,
-/// over and over. Memory that fits into a cache gives that cache's bandwidth.
+/// Bytes per second that `threads` threads read together, each its own part of `memory`, over and over, as
+/// four linear streams side by side (faster than one). Memory that fits into a cache gives that cache's
+/// bandwidth.
 double peak_read(std::span<const std::byte> memory, int threads, PeakTiming timing = {});
 
 // One definition per instruction-set file; to be called where the CPU supports it.
@@ -45,7 +46,7 @@ std::int64_t peak_avx2_f32(std::int64_t rounds);
 std::int64_t peak_avx512_f32(std::int64_t rounds);
 std::int64_t peak_avx512_bf16(std::int64_t rounds);
 std::int64_t peak_avx512_int8(std::int64_t rounds);
-/// Reads `bytes` bytes, a multiple of 512, with the widest loads.
+/// Reads `bytes` bytes, a multiple of 512, as four streams with the widest loads.
 void read_avx2(const std::byte* data, std::int64_t bytes);
 void read_avx512(const std::byte* data, std::int64_t bytes);
 

@@ -25,10 +25,11 @@ std::int64_t peak_avx2_f32(std::int64_t rounds) {
 }
 
 void read_avx2(const std::byte* data, std::int64_t bytes) {
-  for (std::int64_t at = 0; at < bytes; at += 512) {
+  for (std::int64_t at = 0; at < bytes / 4; at += 128) {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data + at + i * 32));
+      const std::byte* const from = data + i / 4 * (bytes / 4) + at + i % 4 * 32;
+      const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
       asm volatile("" : : "x"(value));
     }
   }

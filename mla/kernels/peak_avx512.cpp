@@ -60,10 +60,10 @@ __attribute__((target("avx512vnni"))) std::int64_t peak_avx512_int8(std::int64_t
 }
 
 void read_avx512(const std::byte* data, std::int64_t bytes) {
-  for (std::int64_t at = 0; at < bytes; at += 512) {
+  for (std::int64_t at = 0; at < bytes / 4; at += 128) {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      const __m512i value = _mm512_loadu_si512(data + at + i * 64);
+      const __m512i value = _mm512_loadu_si512(data + i / 2 * (bytes / 4) + at + i % 2 * 64);
       asm volatile("" : : "v"(value));
     }
   }
