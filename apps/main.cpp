@@ -1,9 +1,11 @@
 // The program `mla`: reads the command line and calls one command. Exit status 0, 1 for an error, 2 for wrong
 // usage.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 
 #include "apps/commands.h"
@@ -222,7 +224,18 @@ int main(int argc, char** argv) {
 }  // namespace
 }  // namespace mla::app
 
+/// Threads that wait for work spin for microseconds, then sleep. gcc's OpenMP spins for milliseconds by
+/// default, which costs most of the speed as soon as another program wants a core; it reads the setting
+/// before main, so the program starts itself again with it. Whoever sets OMP_WAIT_POLICY or GOMP_SPINCOUNT
+/// has decided otherwise.
+static void spin_briefly(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
+  ::setenv("GOMP_SPINCOUNT", "10000", 0);
+  ::execv("/proc/self/exe", argv);  // returns only if it fails; then the program runs as it is
+}
+
 int main(int argc, char** argv) {
+  spin_briefly(argv);
   try {
     return mla::app::main(argc, argv);
   } catch (const std::bad_alloc&) {

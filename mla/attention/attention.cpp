@@ -105,7 +105,7 @@ void OnlineAttention::pack_queries(const AttendKernel& kernel) {
 }
 
 void OnlineAttention::attend_split(const Item& item, const KvView& part, std::int64_t first_row,
-                                   std::int64_t split, Partial out) const {
+                                   std::int64_t split, std::int64_t end_row, Partial out) const {
   const std::int64_t begin = split * split_rows;
   std::int32_t visible[AttendBlock::max_queries] = {};
   for (std::int64_t i = 0; i < item.count; ++i) {
@@ -119,7 +119,7 @@ void OnlineAttention::attend_split(const Item& item, const KvView& part, std::in
     return;
   }
   const std::byte* rows[split_rows + rows_ahead];
-  const std::int64_t listed = std::min(part.length - begin, split_rows + rows_ahead);
+  const std::int64_t listed = std::min(std::min(part.length, end_row) - begin, split_rows + rows_ahead);
   part.list_rows(begin, listed, item.kv_head * part.head_bytes, rows);
   kernel_->attend({packed_.data() + item.index * packed_stride_, item.count, item.num_fours, shape_.d_qk,
                    shape_.d_v, shape_.scale, rows, count, listed - count, visible, part.key_offset,
@@ -159,7 +159,7 @@ void OnlineAttention::add_by_items(const KvView& part, std::int64_t first_row, s
     const Partial partial = partial_in(memory.resize(Partial::size(most_queries_, shape_.d_v)));
     const Item mine = item(index);
     for (std::int64_t split = 0; split < splits; ++split) {
-      attend_split(mine, part, first_row, split, partial);
+      attend_split(mine, part, first_row, split, part.length, partial);
       for (std::int64_t i = 0; i < mine.count; ++i) merge(mine, i, partial);
     }
   });
@@ -174,8 +174,15 @@ void OnlineAttention::add_by_splits(const KvView& part, std::int64_t first_row, 
   float* partials = memory.resize(items_ * wave * size);
   for (std::int64_t begin = 0; begin < splits; begin += wave) {
     const std::int64_t count = std::min(wave, splits - begin);
-    parallel_for(items_ * count, [&](std::int64_t i) {
-      attend_split(item(i / count), part, first_row, begin + i % count, partial_in(partials + i * size));
+    // Each thread takes neighbouring splits: what it fetches ahead is then its own.
+    const std::int64_t run = (count + threads() - 1) / threads(), runs = (count + run - 1) / run;
+    parallel_for(items_ * runs, [&](std::int64_t r) {
+      const Item work = item(r / runs);
+      const std::int64_t first = r % runs * run, last = std::min(first + run, count);
+      for (std::int64_t s = first; s < last; ++s) {
+        attend_split(work, part, first_row, begin + s, (begin + last) * split_rows,
+                     partial_in(partials + (work.index * count + s) * size));
+      }
     });
     const std::int64_t blocks = (most_queries_ + merge_block - 1) / merge_block;
     parallel_for(items_ * blocks, count * merge_block * shape_.d_v, [&](std::int64_t b) {

@@ -67,7 +67,7 @@ class OnlineAttention {
   void check_part(const KvView& part, std::int64_t first_row) const;
   void pack_queries(const AttendKernel& kernel);
   void attend_split(const Item& item, const KvView& part, std::int64_t first_row, std::int64_t split,
-                    Partial out) const;
+                    std::int64_t end_row, Partial out) const;
   void merge(const Item& item, std::int64_t i, const Partial& partial);
   void add_by_items(const KvView& part, std::int64_t first_row, std::int64_t splits);
   void add_by_splits(const KvView& part, std::int64_t first_row, std::int64_t splits);
