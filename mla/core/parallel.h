@@ -13,7 +13,8 @@ int threads();
 /// otherwise).
 void set_threads(int count);
 
-/// Multiply-adds below which waking other threads costs more than it saves: some ten microseconds of one core.
+/// Multiply-adds below which waking other threads costs more than it saves: some ten microseconds of one
+/// core.
 constexpr std::int64_t worth_threads = 1 << 20;
 
 /// Calls body(i) for each i in [0, count) on the OpenMP pool, in no particular order; serial inside another

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "mla/core/dtype.h"
+#include "mla/kernels/exp_math.h"
 
 namespace mla {
 namespace {
@@ -37,25 +38,18 @@ struct Lanes {
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 
-  /// e^x to about 1 unit in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 in r,
-  /// times 2^k. 0 below -87.3 (where results would be subnormal), inf above 88.7, NaN for NaN.
-  static F exp(F x) {
-    const F k = _mm256_round_ps(mul(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    F r = _mm256_fnmadd_ps(k, set(0.693359375f), x);  // ln 2 in two parts, the first exact in 9 bits
-    r = _mm256_fnmadd_ps(k, set(-2.12194440e-4f), r);
-    F p = set(1.0f / 720);
-    p = fma(p, r, set(1.0f / 120));
-    p = fma(p, r, set(1.0f / 24));
-    p = fma(p, r, set(1.0f / 6));
-    p = fma(p, r, set(0.5f));
-    p = fma(p, r, set(1.0f));
-    p = fma(p, r, set(1.0f));
-    // 2^k as 2^(k/2) * 2^(k - k/2), so that k = 128 does not overflow the exponent field
+  static F exp(F x) { return polynomial_exp<Lanes>(x); }
+  static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  /// x * 2^k for whole k, as 2^(k/2) * 2^(k - k/2), so that k = 128 does not overflow the exponent field.
+  static F times_power_of_two(F x, F k) {
     const __m256i whole = _mm256_cvtps_epi32(k);
     const __m256i half = _mm256_srai_epi32(whole, 1);
-    p = mul(mul(p, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
-    p = _mm256_blendv_ps(p, set(__builtin_inff()), _mm256_cmp_ps(x, set(88.72284f), _CMP_GT_OQ));
-    return _mm256_andnot_ps(_mm256_cmp_ps(x, set(-87.33654f), _CMP_LT_OQ), p);
+    return mul(mul(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
+  }
+  /// 0 where x < low, inf where x > high, else value.
+  static F where_in_range(F x, float low, float high, F value) {
+    value = _mm256_blendv_ps(value, set(__builtin_inff()), _mm256_cmp_ps(x, set(high), _CMP_GT_OQ));
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, set(low), _CMP_LT_OQ), value);
   }
 
   static float reduce_add(F x) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "mla/core/dtype.h"
+#include "mla/kernels/exp_math.h"
 
 namespace mla {
 namespace {
@@ -31,22 +32,14 @@ struct Lanes {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 
-  /// e^x to about 1 unit in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 in r,
-  /// times 2^k. 0 below -87.3 (where results would be subnormal), inf above 88.7, NaN for NaN.
-  static F exp(F x) {
-    const F k = _mm512_roundscale_ps(mul(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    F r = _mm512_fnmadd_ps(k, set(0.693359375f), x);  // ln 2 in two parts, the first exact in 9 bits
-    r = _mm512_fnmadd_ps(k, set(-2.12194440e-4f), r);
-    F p = set(1.0f / 720);
-    p = fma(p, r, set(1.0f / 120));
-    p = fma(p, r, set(1.0f / 24));
-    p = fma(p, r, set(1.0f / 6));
-    p = fma(p, r, set(0.5f));
-    p = fma(p, r, set(1.0f));
-    p = fma(p, r, set(1.0f));
-    p = _mm512_scalef_ps(p, k);
-    p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, set(88.72284f), _CMP_GT_OQ), set(__builtin_inff()));
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set(-87.33654f), _CMP_NLT_UQ), p);
+  static F exp(F x) { return polynomial_exp<Lanes>(x); }
+  static F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  /// x * 2^k for whole k.
+  static F times_power_of_two(F x, F k) { return _mm512_scalef_ps(x, k); }
+  /// 0 where x < low, inf where x > high, else value.
+  static F where_in_range(F x, float low, float high, F value) {
+    value = _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(x, set(high), _CMP_GT_OQ), set(__builtin_inff()));
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set(low), _CMP_NLT_UQ), value);
   }
 
   static float reduce_add(F x) {

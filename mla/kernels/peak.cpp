@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "mla/core/error.h"
+#include "mla/kernels/peak_loops.h"
 
 namespace mla {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "mla/kernels/peak.h"
+#include "mla/kernels/peak_loops.h"
 
 namespace mla {
 
