@@ -200,6 +200,7 @@ __m512 softmax_tile(const float* scores, int padded, float scale, Running& runni
 
 /// A group of queries: where it is in the block.
 struct Group {
+  int rows;  // of the present tile that it works on: those that a query sees, rounded up to row_block
   std::int64_t first;    // query
   std::int64_t queries;  // that exist, at most 16 / partial_sums
   int partial_sums;      // P
@@ -225,7 +226,8 @@ void list_groups(const AttendBlock& b, Work& work) {
     const bool is_eight = first < eights;
     const std::int64_t size = is_eight ? 8 : 4, left = (is_eight ? eights : b.num_queries) - first;
     work.running[work.num_groups] = {_mm512_set1_ps(-__builtin_inff()), _mm512_setzero_ps()};
-    work.groups[work.num_groups++] = {first,
+    work.groups[work.num_groups++] = {0,
+                                      first,
                                       left < size ? left : size,
                                       is_eight ? 2 : 4,
                                       packed,
@@ -249,18 +251,18 @@ template <int P>
 void hide(const AttendBlock& b, const Group& group, const Tile& tile, float* scores) {
   for (int q = 0; q < Lanes<P>::queries; ++q) {
     const std::int64_t seen = q < group.queries ? b.visible[group.first + q] - tile.first : 0;
-    for (int r = seen < 0 ? 0 : static_cast<int>(seen < tile.count ? seen : tile.count); r < tile.padded;
+    for (int r = seen < 0 ? 0 : static_cast<int>(seen < tile.count ? seen : tile.count); r < group.rows;
          ++r) {
       scores[r / P * 16 + P * q + r % P] = -__builtin_inff();
     }
   }
 }
 
-/// Weights of one or two neighbouring groups.
+/// Weights of one or two neighbouring groups, the second of which sees no less than the first.
 template <int P>
 void weigh(const AttendBlock& b, const Tile& tile, int first_group, int count, Work& work) {
   const Group* groups = work.groups + first_group;
-  for (int r = 0; r < tile.padded; r += row_block) {
+  for (int r = 0; r < groups[count - 1].rows; r += row_block) {
     float* out = work.scores[0] + r / P * 16;
     (count == 2 ? score_block<P, 2> : score_block<P, 1>)(groups[0].packed, b.d_qk, tile.rows + r,
                                                          b.key_offset, out, tile_rows / 2 * 16);
@@ -268,9 +270,9 @@ void weigh(const AttendBlock& b, const Tile& tile, int first_group, int count, W
   for (int g = 0; g < count; ++g) {
     const Group& group = groups[g];
     const bool all_see =
-        group.queries == Lanes<P>::queries && b.visible[group.first] >= tile.first + tile.padded;
+        group.queries == Lanes<P>::queries && b.visible[group.first] >= tile.first + group.rows;
     if (!all_see) hide<P>(b, group, tile, work.scores[g]);
-    const __m512 shift = softmax_tile<P>(work.scores[g], tile.padded, b.scale * log2_e,
+    const __m512 shift = softmax_tile<P>(work.scores[g], group.rows, b.scale * log2_e,
                                          work.running[first_group + g], group.weights);
     alignas(64) float lanes[16];
     _mm512_store_ps(lanes, shift);
@@ -279,6 +281,12 @@ void weigh(const AttendBlock& b, const Tile& tile, int first_group, int count, W
 }
 
 void weigh_all(const AttendBlock& b, const Tile& tile, Work& work) {
+  for (int g = 0; g < work.num_groups; ++g) {
+    Group& group = work.groups[g];
+    const std::int64_t seen = b.visible[group.first + group.queries - 1] - tile.first;
+    const std::int64_t rows = seen < 0 ? 0 : seen < tile.count ? seen : tile.count;
+    group.rows = static_cast<int>((rows + row_block - 1) / row_block * row_block);
+  }
   for (int g = 0; g < work.num_groups;) {
     const int p = work.groups[g].partial_sums;
     const int count = g + 1 < work.num_groups && work.groups[g + 1].partial_sums == p ? 2 : 1;
@@ -299,7 +307,7 @@ void add_values(const AttendBlock& b, const Tile& tile, const Work& work) {
       // The first two groups fetch the next tile's lines, the second one those that no 32 features stand for.
       const std::int64_t line = f / 32 + (g == 0 ? 0 : b.d_v / 32);
       const bool fetches = has_ahead && g <= 1 && line < lines;
-      values_of({tile.rows, fetches ? b.rows + tile.first + tile_rows : nullptr, tile.padded / 2,
+      values_of({tile.rows, fetches ? b.rows + tile.first + tile_rows : nullptr, group.rows / 2,
                  b.value_offset + f * element, b.key_offset + line * 64, group.weights,
                  16 / group.partial_sums, group.shift, b.acc + group.first * b.d_v + f, b.d_v,
                  is_whole ? ~__mmask32{0} : static_cast<__mmask32>((1u << left) - 1u), tile.first == 0,
