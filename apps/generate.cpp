@@ -156,7 +156,6 @@ void generate(const GenerateOptions& options) {
 
   Report report;
   report.prompt_tokens = prompt_tokens;
-  was_interrupted();  // from here on Ctrl-C ends the text, not the program
   if (!options.json && tokenizer) say(tokenizer->decode(ids));
   Output output(tokenizer, options.json);
   if (const auto logits = prefill(model, session, ids, report)) {

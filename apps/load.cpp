@@ -57,6 +57,7 @@ fs::path model_directory(const std::string& model) {
 }
 
 Transformer load_model(const ModelOptions& options) {
+  was_interrupted();  // watch for Ctrl-C before there are other threads
   if (options.threads > 0) set_threads(options.threads);
   const fs::path directory = model_directory(options.model);
   Transformer model = Transformer::load(directory);

@@ -26,6 +26,7 @@ void logits(const LogitsOptions& options) {
     const std::int64_t part = std::min(options.model.chunk, count - done);
     session.feed_all(std::span(ids).subspan(done, part), {out.data.data() + done * vocab, part, vocab});
     progress.show(session.length());
+    if (was_interrupted()) fail("interrupted");
   }
   write_npy(options.out, out);
 }

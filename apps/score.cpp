@@ -69,7 +69,6 @@ void score(const ScoreOptions& options) {
   const std::int64_t window = options.window > 0 ? options.window : std::min<std::int64_t>(context, 1024);
   require(window >= 2 && window <= context, "--window: found {}, expected 2 to {}, the model's context limit",
           window, context);
-  was_interrupted();
   const Score result = score_windows(model, session_options(options.model, model, window), ids, window);
 
   const double bits_per_byte = result.nats / std::numbers::ln2 / static_cast<double>(text.size());

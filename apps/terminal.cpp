@@ -4,9 +4,11 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <thread>
 #include <utility>
 
 #include "mla/core/error.h"
@@ -14,18 +16,25 @@
 namespace mla::app {
 namespace {
 
-volatile std::sig_atomic_t interrupted = 0;
+std::atomic<bool> interrupted{false};
 
-extern "C" void note_signal(int) {
-  interrupted = 1;
-}
-
+/// Waits for the signals in a thread of its own, with them blocked in all others: no handler ever runs on a
+/// thread that computes. (oneDNN's AVX2 products use the stack pointer as a plain register, so a handler
+/// there would write its frame anywhere.)
 void watch_signals() {
-  struct sigaction action {};
-  action.sa_handler = note_signal;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second one kills
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // threads made from here on inherit it
+  std::thread([signals] {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    interrupted = true;
+    sigwait(&signals, &signal);  // the second one ends the program as usual
+    pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+    std::raise(signal);
+  }).detach();
 }
 
 }  // namespace
@@ -58,7 +67,7 @@ void say(const std::string& text) {
 
 bool was_interrupted() {
   static const bool watching = (watch_signals(), true);
-  return watching && interrupted != 0;
+  return watching && interrupted;
 }
 
 std::int64_t peak_rss_bytes() {

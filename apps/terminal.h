@@ -29,7 +29,7 @@ double now();
 void say(const std::string& text);
 
 /// From the first call on, Ctrl-C (SIGINT) and SIGTERM only make this true; a second one ends the program as
-/// usual.
+/// usual. The first call belongs before any other thread exists.
 bool was_interrupted();
 
 /// The most memory this process has had resident so far, in bytes.

@@ -16,8 +16,7 @@ namespace mla {
 namespace {
 
 constexpr int tile_rows = 256;
-constexpr int row_block = 8;      // rows of one score block
-constexpr int value_queries = 8;  // most queries of one value block
+constexpr int row_block = 8;  // rows of one score block
 constexpr int max_groups = AttendBlock::max_queries / 4;
 constexpr float log2_e = 1.44269504088896f;
 
