@@ -8,6 +8,7 @@
 #include <fstream>
 #include <random>
 
+#include "mla/core/clock.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
 #include "mla/model/checkpoint.h"
@@ -57,6 +58,15 @@ std::string cpu_name() {
   return "unknown";
 }
 
+std::shared_ptr<PagePool> shuffled_pool(const RowLayout& layout, std::int64_t page_rows, std::int64_t pages) {
+  auto pool = std::make_shared<PagePool>(layout, 1, page_rows, pages);
+  std::vector<std::int64_t> order(pages);
+  for (std::int64_t& page : order) page = pool->take();
+  std::shuffle(order.begin(), order.end(), std::mt19937(2));
+  for (const std::int64_t page : order) pool->drop(page);
+  return pool;
+}
+
 DType bench_type(const std::string& name) {
   for (const DType type : {DType::f32, DType::bf16, DType::f8_e4m3, DType::i8}) {
     if (name == mla::name_of(type)) return type;
@@ -64,8 +74,8 @@ DType bench_type(const std::string& name) {
   fail("type: found '{}', expected f32, bf16, fp8 or int8", name);
 }
 
-RandomValues::RandomValues(std::int64_t longest) : table_(table_values + longest) {
-  std::mt19937 random(1);
+RandomValues::RandomValues(std::int64_t longest, std::uint32_t seed) : table_(table_values + longest) {
+  std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   for (float& value : table_) value = normal(random);
 }
@@ -82,6 +92,23 @@ void RandomValues::fill(float* out, std::int64_t count) {
     const std::int64_t part = std::min<std::int64_t>(256, count - done);
     std::copy_n(next(part), part, out + done);
   }
+}
+
+Buffer<std::byte> random_weights(DType type, std::int64_t values) {
+  check_bench_fits(values * size_of(type));
+  Buffer<std::byte> bytes(values * size_of(type));
+  RandomValues random(256);
+  for (std::int64_t done = 0; done < values; done += 256) {
+    const std::int64_t part = std::min<std::int64_t>(256, values - done);
+    const float* from = random.next(part);
+    if (type == DType::f32) {
+      std::copy_n(from, part, reinterpret_cast<float*>(bytes.data()) + done);
+    } else {
+      for (std::int64_t i = 0; i < part; ++i)
+        reinterpret_cast<bf16*>(bytes.data())[done + i] = to_bf16(from[i]);
+    }
+  }
+  return bytes;
 }
 
 Bench::Bench(const BenchOptions& options, std::int64_t entries)
@@ -110,11 +137,11 @@ void Bench::raise(Ceilings& ceilings, const BenchWork& work) {
 double Bench::median_seconds(const BenchWork& work, std::int64_t& calls) const {
   work.call();  // wakes the threads, and touches what is allocated once
   std::vector<double> times;
-  const double begin = now();
+  const double begin = seconds_now();
   double last = begin;
   while (times.size() < 3 || last - begin < options_.seconds) {
     work.call();
-    const double time = now();
+    const double time = seconds_now();
     times.push_back(time - last);
     last = time;
   }
@@ -140,11 +167,18 @@ void Bench::run(const BenchWork& work) {
   const double gflops = work.operations / seconds / 1e9;
   const double gbytes = static_cast<double>(work.bytes) / seconds / 1e9;
   if (!options_.json) {
-    return say(fmt::format("{:<44}{:>10.3f}{:>10.1f}{:>9.1f}   {:<18}{:>5.0f}%\n", work.name, 1e3 * seconds,
-                           gflops, gbytes, fmt::format("{:.0f} {} {}", ceiling, unit, of), 100 * share));
+    const std::string rate =
+        work.tokens > 0 ? fmt::format("{:>10.2f} tokens/s", work.tokens / seconds) : std::string();
+    return say(fmt::format("{:<44}{:>10.3f}{:>10.1f}{:>9.1f}   {:<18}{:>5.0f}%{}\n", work.name, 1e3 * seconds,
+                           gflops, gbytes, fmt::format("{:.0f} {} {}", ceiling, unit, of), 100 * share,
+                           rate));
   }
   ordered_json entry = {{"name", work.name}, {"op", work.op}, {"rows", mla::name_of(work.type)}};
   entry.update(work.fields);
+  if (work.tokens > 0) {
+    entry.update({{"tokens_per_s", work.tokens / seconds},
+                  {"limit_tokens_per_s", work.tokens / std::max(compute, read)}});
+  }
   entry.update({{"gflops", gflops},
                 {"gbytes_per_s", gbytes},
                 {"ceiling", ceiling},

@@ -2,12 +2,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "apps/commands.h"
 #include "apps/terminal.h"
+#include "mla/cache/page_pool.h"
 #include "mla/core/buffer.h"
 #include "mla/core/dtype.h"
 #include "mla/kernels/peak.h"
@@ -25,6 +27,7 @@ struct BenchWork {
   bool cold = false;              ///< whether they come from memory, not from a cache
   nlohmann::ordered_json fields;  ///< further fields of the entry
   std::function<void()> call;
+  double tokens = 0;  ///< of one call; 0: the report says nothing of tokens
 };
 
 /// Times work between two measurements of its ceilings, and prints: rows of a table as they are ready, or one
@@ -64,7 +67,8 @@ std::string cpu_name();
 /// Normally distributed values, and rows of them from anywhere in a table: quick, and never the same twice.
 class RandomValues {
  public:
-  explicit RandomValues(std::int64_t longest);
+  /// Values of different seeds are independent of each other.
+  explicit RandomValues(std::int64_t longest, std::uint32_t seed = 1);
   /// `count` values, at most `longest`; valid until this object goes away.
   const float* next(std::int64_t count);
   void fill(float* out, std::int64_t count);
@@ -73,6 +77,12 @@ class RandomValues {
   std::vector<float> table_;
   std::uint64_t state_ = 1;
 };
+
+/// Random values stored as `type`, f32 or bf16. Throws Error if they don't fit into memory.
+Buffer<std::byte> random_weights(DType type, std::int64_t values);
+
+/// A pool whose free pages lie in shuffled order, so that a cache's neighbouring pages are no neighbours.
+std::shared_ptr<PagePool> shuffled_pool(const RowLayout& layout, std::int64_t page_rows, std::int64_t pages);
 
 /// f32, bf16, fp8 or int8.
 DType bench_type(const std::string& name);

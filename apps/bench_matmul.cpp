@@ -1,7 +1,6 @@
 // mla bench matmul: matrix products beside the ceilings of the CPU.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <charconv>
 
 #include "apps/bench.h"
@@ -34,27 +33,10 @@ Shape parse_shape(const std::string& text) {
   return {sizes[0], sizes[1], sizes[2]};
 }
 
-/// Distinct weights, more than the caches hold: a model's weights come from memory, too.
-Buffer<std::byte> random_weights(DType type, std::int64_t values) {
-  check_bench_fits(values * size_of(type));
-  Buffer<std::byte> bytes(values * size_of(type));
-  RandomValues random(256);
-  for (std::int64_t done = 0; done < values; done += 256) {
-    const std::int64_t part = std::min<std::int64_t>(256, values - done);
-    const float* from = random.next(part);
-    if (type == DType::f32) {
-      std::copy_n(from, part, reinterpret_cast<float*>(bytes.data()) + done);
-    } else {
-      for (std::int64_t i = 0; i < part; ++i)
-        reinterpret_cast<bf16*>(bytes.data())[done + i] = to_bf16(from[i]);
-    }
-  }
-  return bytes;
-}
-
 void run_shape(Bench& bench, const Shape& s, DType type) {
   const std::int64_t bytes = s.outputs * s.inputs * size_of(type);
   const std::int64_t count = bytes_beyond_caches() / bytes + 1;
+  // Distinct ones, more than the caches hold: a model's weights come from memory, too.
   const Buffer<std::byte> weights = random_weights(type, count * s.outputs * s.inputs);
   Buffer<float> x(s.tokens * s.inputs), y(s.tokens * s.outputs);
   RandomValues(256).fill(x.data(), x.size());

@@ -8,6 +8,7 @@
 #include "apps/commands.h"
 #include "apps/load.h"
 #include "apps/terminal.h"
+#include "mla/core/clock.h"
 #include "mla/core/error.h"
 #include "mla/model/sampler.h"
 
@@ -28,23 +29,25 @@ struct Report {
   const char* stop_reason = "length";
 };
 
-/// Notes a form; "mixed" once they differ.
-void note_form(std::string& forms, MlaForm form) {
-  forms = forms.empty() || forms == name_of(form) ? name_of(form) : "mixed";
+/// Notes the form in which the next tokens attend; "mixed" once they differ.
+void note_form(std::string& forms, const Transformer& model, const Session& session, std::int64_t tokens) {
+  const bool is_latent = model.config().attention == AttentionKind::latent;
+  const std::string form = is_latent ? name_of(session.form_for(tokens)) : "heads";
+  forms = forms.empty() || forms == form ? form : "mixed";
 }
 
 /// Feeds the prompt chunk by chunk and returns the logits behind it; nothing if the user interrupts.
 std::optional<std::span<const float>> prefill(const Transformer& model, Session& session,
                                               std::span<const std::int32_t> ids, Report& report) {
   Progress progress("reading the prompt", static_cast<std::int64_t>(ids.size()));
-  const double start = now();
+  const double start = seconds_now();
   while (true) {
     const auto count = std::min(ids.size(), static_cast<std::size_t>(session.options().chunk));
     const auto tokens = static_cast<std::int64_t>(count);
-    note_form(report.prefill_form, model.form_for(session.options().form, tokens, session.length() + tokens));
+    note_form(report.prefill_form, model, session, tokens);
     if (count == ids.size()) {
       const std::span<const float> logits = session.feed(ids);
-      report.prefill_seconds = now() - start;
+      report.prefill_seconds = seconds_now() - start;
       return logits;
     }
     session.append(ids.first(count));
@@ -86,7 +89,7 @@ void decode(const Transformer& model, const GenerateOptions& options, Session& s
             std::span<const float> logits, Output& output, Report& report) {
   Sampler sampler({options.temperature, options.top_k, options.top_p, options.seed});
   const std::vector<std::int64_t>& eos = model.config().eos_ids;
-  const double start = now();
+  const double start = seconds_now();
   for (std::int64_t i = 0; i < options.max_tokens; ++i) {
     if (was_interrupted()) {
       report.stop_reason = "interrupted";
@@ -104,11 +107,11 @@ void decode(const Transformer& model, const GenerateOptions& options, Session& s
       report.stop_reason = "context limit";
       break;
     }
-    note_form(report.decode_form, model.form_for(session.options().form, 1, session.length() + 1));
+    note_form(report.decode_form, model, session, 1);
     logits = session.feed({&report.ids.back(), 1});
     ++report.decoded;
   }
-  report.decode_seconds = now() - start;
+  report.decode_seconds = seconds_now() - start;
 }
 
 double rate(std::int64_t tokens, double seconds) {

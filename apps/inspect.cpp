@@ -5,10 +5,13 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "apps/commands.h"
 #include "apps/load.h"
 #include "apps/terminal.h"
+#include "mla/cache/row_layout.h"
 #include "mla/model/census.h"
 
 namespace mla::app {
@@ -17,11 +20,29 @@ namespace {
 using nlohmann::ordered_json;
 
 const char* name_of(RopeScaling scaling) {
-  return scaling == RopeScaling::yarn ? "yarn" : scaling == RopeScaling::longrope ? "longrope" : "none";
+  return scaling == RopeScaling::yarn       ? "yarn"
+         : scaling == RopeScaling::longrope ? "longrope"
+         : scaling == RopeScaling::llama3   ? "llama3"
+                                            : "none";
 }
 
 const char* name_of(RopeLayout layout) {
   return layout == RopeLayout::interleaved ? "interleaved" : "half-split";
+}
+
+const char* name_of(PositionKind kind) {
+  switch (kind) {
+    case PositionKind::rotary:
+      return "rotary";
+    case PositionKind::none:
+      return "none";
+    case PositionKind::integer:
+      return "integer";
+    case PositionKind::binary:
+      return "binary";
+    default:
+      return "sinusoidal";
+  }
 }
 
 const char* name_of(GroupRank rank) {
@@ -36,28 +57,39 @@ std::int64_t moe_layers(const ModelConfig& c) {
   return count;
 }
 
+bool is_latent(const ModelConfig& c) {
+  return c.attention == AttentionKind::latent;
+}
+
 ordered_json shape_json(const ModelConfig& c) {
-  return {{"vocab_size", c.vocab_size},
-          {"hidden_size", c.hidden_size},
-          {"num_layers", c.num_layers},
-          {"num_heads", c.num_heads},
-          {"q_lora_rank", c.q_lora_rank},
-          {"kv_lora_rank", c.kv_lora_rank},
-          {"qk_nope_head_dim", c.qk_nope_head_dim},
-          {"qk_rope_head_dim", c.qk_rope_head_dim},
-          {"v_head_dim", c.v_head_dim},
-          {"intermediate_size", c.intermediate_size},
-          {"max_context", c.max_context},
-          {"softmax_scale", c.softmax_scale},
-          {"norm_epsilon", c.norm_epsilon},
-          {"latent_norm_epsilon", c.latent_norm_epsilon},
-          {"tied_head", c.tied_head},
-          {"rope",
-           {{"layout", name_of(c.rope.layout)},
-            {"theta", c.rope.theta},
-            {"scaling", name_of(c.rope.scaling)},
-            {"factor", c.rope.factor},
-            {"attention_factor", c.rope.attention_factor}}}};
+  ordered_json json = {{"vocab_size", c.vocab_size},
+                       {"hidden_size", c.hidden_size},
+                       {"num_layers", c.num_layers},
+                       {"num_heads", c.num_heads}};
+  if (is_latent(c)) {
+    json.update({{"q_lora_rank", c.q_lora_rank},
+                 {"kv_lora_rank", c.kv_lora_rank},
+                 {"qk_nope_head_dim", c.qk_nope_head_dim},
+                 {"qk_rope_head_dim", c.qk_rope_head_dim},
+                 {"v_head_dim", c.v_head_dim}});
+  } else {
+    json.update({{"num_kv_heads", c.num_kv_heads}, {"head_dim", c.head_dim}});
+  }
+  json.update({{"intermediate_size", c.intermediate_size},
+               {"max_context", c.max_context},
+               {"softmax_scale", c.softmax_scale},
+               {"norm_epsilon", c.norm_epsilon}});
+  if (is_latent(c)) json["latent_norm_epsilon"] = c.latent_norm_epsilon;
+  json["tied_head"] = c.tied_head;
+  json["position"] = name_of(c.position);
+  if (c.position == PositionKind::rotary) {
+    json["rope"] = {{"layout", name_of(c.rope.layout)},
+                    {"theta", c.rope.theta},
+                    {"scaling", name_of(c.rope.scaling)},
+                    {"factor", c.rope.factor},
+                    {"attention_factor", c.rope.attention_factor}};
+  }
+  return json;
 }
 
 ordered_json moe_json(const ModelConfig& c) {
@@ -75,20 +107,48 @@ ordered_json moe_json(const ModelConfig& c) {
           {"scale", c.moe.scale}};
 }
 
-/// Bytes per token in bf16 rows, and how many times more than MLA's.
-ordered_json cache_json(const CacheCensus& cache) {
-  const auto entry = [&](std::int64_t values) {
-    return ordered_json{{"values_per_token", values},
-                        {"bytes_per_token_bf16", 2 * values},
-                        {"ratio", static_cast<double>(values) / static_cast<double>(cache.mla)}};
+/// The types that the rows of such a model can be kept in.
+std::vector<DType> row_types(const ModelConfig& c) {
+  if (is_latent(c)) return {DType::f32, DType::bf16, DType::f8_e4m3, DType::i8};
+  return {DType::f32, DType::bf16};
+}
+
+/// What one token keeps in all layers.
+std::int64_t cache_bytes(const ModelConfig& c, DType type) {
+  return c.num_layers * row_layout(c, type).bytes();
+}
+
+/// Variants of the same heads and the numbers that a token keeps in each; MLA only of a model that has
+/// latents.
+std::vector<std::pair<std::string, std::int64_t>> variants(const ModelConfig& c, const CacheCensus& cache) {
+  std::vector<std::pair<std::string, std::int64_t>> all{
+      {"MQA", cache.mqa}, {fmt::format("GQA ({})", cache.gqa_groups), cache.gqa}, {"MHA", cache.mha}};
+  if (is_latent(c)) all.insert(all.begin(), {"MLA", cache.mla});
+  return all;
+}
+
+/// Bytes per token in bf16 rows, and how many times more than the model's own; the model's own in each type
+/// of row.
+ordered_json cache_json(const ModelConfig& c) {
+  const CacheCensus cache = count_cache(c);
+  ordered_json json, by_type;
+  for (const DType type : row_types(c)) by_type[mla::name_of(type)] = cache_bytes(c, type);
+  const auto add = [&](const std::string& name, std::int64_t values) {
+    json[name] = {{"values_per_token", values},
+                  {"bytes_per_token_bf16", 2 * values},
+                  {"ratio", static_cast<double>(values) / static_cast<double>(cache.kept)}};
   };
-  return {{"mla", entry(cache.mla)},
-          {"mha", entry(cache.mha)},
-          {fmt::format("gqa{}", cache.gqa_groups), entry(cache.gqa)},
-          {"mqa", entry(cache.mqa)},
-          {"mha_over_mla", static_cast<double>(cache.mha) / static_cast<double>(cache.mla)},
-          {"mha_over_latent_without_rotary_key",
-           static_cast<double>(cache.mha) / static_cast<double>(cache.latent_only)}};
+  if (is_latent(c)) add("mla", cache.mla);
+  add("mha", cache.mha);
+  add(fmt::format("gqa{}", cache.gqa_groups), cache.gqa);
+  add("mqa", cache.mqa);
+  json["bytes_per_token"] = by_type;
+  if (!is_latent(c)) return json;
+  json["mla_bytes_per_token"] = by_type;
+  json["mha_over_mla"] = static_cast<double>(cache.mha) / static_cast<double>(cache.mla);
+  json["mha_over_latent_without_rotary_key"] =
+      static_cast<double>(cache.mha) / static_cast<double>(cache.latent_only);
+  return json;
 }
 
 /// What is known of a checkpoint: its config, and its weights if they are there.
@@ -113,30 +173,44 @@ ordered_json to_json(const Checked& checked) {
   const ModelConfig& c = checked.config;
   const ParameterCount parameters = count_parameters(c);
   ordered_json json = {{"model_type", c.model_type},
+                       {"attention", attention_name(c)},
                        {"parameters", {{"total", parameters.total}, {"active", parameters.active}}},
                        {"weight_bytes", nullptr},
                        {"shape", shape_json(c)}};
   if (checked.checkpoint) json["weight_bytes"] = checked.checkpoint->total_bytes();
   if (c.moe.num_experts > 0) json["moe"] = moe_json(c);
-  json["cache"] = cache_json(count_cache(c));
+  json["cache"] = cache_json(c);
   json["next_token_layer_tensors"] = checked.not_used;
   json["unread_fields"] = c.unread_fields;
   return json;
 }
 
-std::string describe_shape(const ModelConfig& c) {
-  std::string text = fmt::format(
+std::string describe_attention(const ModelConfig& c) {
+  if (!is_latent(c)) {
+    return fmt::format(
+        "shape          {} layers, hidden {}, {} heads of {}, {} kv heads\n"
+        "attention      {}\n",
+        c.num_layers, c.hidden_size, c.num_heads, c.head_dim, c.num_kv_heads, attention_name(c));
+  }
+  return fmt::format(
       "shape          {} layers, hidden {}, {} heads of {} + {} (rope), values {}\n"
-      "latents        c_kv {}, queries {}\n"
-      "vocabulary     {}, context {}\n"
-      "rope           {}, theta {}, scaling {}\n"
-      "softmax scale  {:.7f}\n",
+      "latents        c_kv {}, queries {}\n",
       c.num_layers, c.hidden_size, c.num_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
-      c.kv_lora_rank, c.q_lora_rank > 0 ? fmt::format("{}", c.q_lora_rank) : "not compressed", c.vocab_size,
-      c.max_context, name_of(c.rope.layout), c.rope.theta,
-      c.rope.scaling == RopeScaling::none ? "none"
-                                          : fmt::format("{} by {}", name_of(c.rope.scaling), c.rope.factor),
-      c.softmax_scale);
+      c.kv_lora_rank, c.q_lora_rank > 0 ? fmt::format("{}", c.q_lora_rank) : "not compressed");
+}
+
+std::string describe_positions(const ModelConfig& c) {
+  if (c.position != PositionKind::rotary) return fmt::format("positions      {}\n", name_of(c.position));
+  return fmt::format("rope           {}, theta {}, scaling {}\n", name_of(c.rope.layout), c.rope.theta,
+                     c.rope.scaling == RopeScaling::none
+                         ? "none"
+                         : fmt::format("{} by {}", name_of(c.rope.scaling), c.rope.factor));
+}
+
+std::string describe_shape(const ModelConfig& c) {
+  std::string text = describe_attention(c) +
+                     fmt::format("vocabulary     {}, context {}\n", c.vocab_size, c.max_context) +
+                     describe_positions(c) + fmt::format("softmax scale  {:.7f}\n", c.softmax_scale);
   if (c.moe.num_experts > 0) {
     text +=
         fmt::format("experts        {} of {} + {} shared, width {}, {} gate, {} of {} groups, in {} layers\n",
@@ -147,20 +221,22 @@ std::string describe_shape(const ModelConfig& c) {
   return text;
 }
 
-std::string describe_cache(const CacheCensus& cache) {
+std::string describe_cache(const ModelConfig& c) {
+  const CacheCensus cache = count_cache(c);
   std::string text = "\ncache per token, all layers, bf16 rows\n";
-  const auto line = [&](const std::string& name, std::int64_t values) {
-    const double ratio = static_cast<double>(values) / static_cast<double>(cache.mla);
+  for (const auto& [name, values] : variants(c, cache)) {
+    const double ratio = static_cast<double>(values) / static_cast<double>(cache.kept);
     text += fmt::format("  {:<8}{:>12} bytes  {:>6.1f}x\n", name, 2 * values, ratio);
-  };
-  line("MLA", cache.mla);
-  line("MQA", cache.mqa);
-  line(fmt::format("GQA ({})", cache.gqa_groups), cache.gqa);
-  line("MHA", cache.mha);
-  text += fmt::format("MHA keeps {:.0f}x what MLA keeps; {:.0f}x without the rotary key\n",
-                      static_cast<double>(cache.mha) / static_cast<double>(cache.mla),
-                      static_cast<double>(cache.mha) / static_cast<double>(cache.latent_only));
-  return text;
+  }
+  if (is_latent(c)) {
+    text += fmt::format("MHA keeps {:.0f}x what MLA keeps; {:.0f}x without the rotary key\n",
+                        static_cast<double>(cache.mha) / static_cast<double>(cache.mla),
+                        static_cast<double>(cache.mha) / static_cast<double>(cache.latent_only));
+  }
+  std::vector<std::string> types;
+  for (const DType type : row_types(c))
+    types.push_back(fmt::format("{} {}", mla::name_of(type), cache_bytes(c, type)));
+  return text + fmt::format("{} by type of row: {}\n", attention_name(c), fmt::join(types, ", "));
 }
 
 }  // namespace
@@ -176,7 +252,7 @@ void inspect(const InspectOptions& options) {
                   c.model_type, directory.string(), parameters.total, parameters.active,
                   checked.checkpoint ? fmt::format("{} bytes", checked.checkpoint->total_bytes())
                                      : "none in this directory");
-  text += describe_shape(c) + describe_cache(count_cache(c));
+  text += describe_shape(c) + describe_cache(c);
   if (!checked.not_used.empty()) {
     text += fmt::format("\nnot used (next-token prediction): {}\n", fmt::join(checked.not_used, ", "));
   }

@@ -11,6 +11,7 @@
 #include "apps/terminal.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/model/census.h"
 
 namespace mla::app {
 namespace {
@@ -29,10 +30,6 @@ void read_in(const Checkpoint& checkpoint) {
     progress.show(done);
     if (was_interrupted()) fail("interrupted");
   }
-}
-
-MlaForm form_of(const std::string& name) {
-  return name == "explicit" ? MlaForm::decompress : name == "absorbed" ? MlaForm::absorb : MlaForm::automatic;
 }
 
 DType dtype_of(const std::string& name) {
@@ -76,11 +73,19 @@ SessionOptions session_options(const ModelOptions& options, const Transformer& m
                                std::int64_t max_tokens) {
   SessionOptions session;
   session.form = form_of(options.attention);
+  const ModelConfig& config = model.config();
+  require(session.form == MlaForm::automatic || config.attention == AttentionKind::latent,
+          "--attention: found {}, expected auto: {} models have no latents that could have forms",
+          options.attention, attention_name(config));
   const DType stored = model.weights().embedding.dtype;
   session.compute = !options.dtype.empty() ? dtype_of(options.dtype)
                     : stored == DType::f32 ? DType::f32
                                            : DType::bf16;
   session.cache_type = options.cache_dtype.empty() ? session.compute : dtype_of(options.cache_dtype);
+  const bool is_latent_type = session.cache_type == DType::f8_e4m3 || session.cache_type == DType::i8;
+  require(!is_latent_type || config.attention == AttentionKind::latent,
+          "--cache-dtype: found {}, expected f32 or bf16: {} models have no latents to be kept so",
+          options.cache_dtype, attention_name(config));
   session.chunk = options.chunk;
   session.max_tokens = max_tokens;
   return session;
@@ -111,6 +116,10 @@ std::vector<std::int32_t> input_ids(const InputOptions& input, const std::string
   std::string text = input.text.value_or(otherwise);
   if (text == "-") text.assign(std::istreambuf_iterator<char>(std::cin), {});
   return tokenizer->encode_prompt(text);
+}
+
+MlaForm form_of(const std::string& name) {
+  return name == "explicit" ? MlaForm::decompress : name == "absorbed" ? MlaForm::absorb : MlaForm::automatic;
 }
 
 const char* name_of(MlaForm form) {

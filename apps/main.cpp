@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "apps/commands.h"
+#include "apps/training_commands.h"
 #include "mla/core/error.h"
 
 namespace mla::app {
@@ -128,27 +129,40 @@ void add_bench_attention(CLI::App* bench, AttentionBenchOptions& o, std::functio
   const CLI::Range sizes(std::int64_t{1}, std::int64_t{1} << 24);
   const CLI::Range counts(std::int64_t{1}, std::int64_t{1} << 14);
   CLI::App* command = bench->add_subcommand("attention", "Attention over pages in shuffled order");
-  command->add_option("--op", "What is measured")->check(CLI::IsMember({"decode"}))->default_str("decode");
+  command
+      ->add_option("--op", o.op,
+                   "What is measured: decode (absorbed), prefill (explicit), backward (explicit)")
+      ->check(CLI::IsMember({"decode", "prefill", "backward"}))
+      ->capture_default_str();
   command->add_option("--rows", o.rows, "Types of the cached rows: f32, bf16, fp8, int8")
       ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
       ->delimiter(',')
-      ->capture_default_str();
+      ->default_str("f32,bf16; prefill: bf16; backward: f32");
   const auto list = [&](const char* name, std::vector<std::int64_t>& values, const char* help) {
-    return command->add_option(name, values, help)->delimiter(',')->capture_default_str();
+    return command->add_option(name, values, help)->delimiter(',');
   };
   const auto number = [&](const char* name, std::int64_t& value, const char* help) {
     return command->add_option(name, value, help)->check(counts);
   };
-  list("--heads", o.heads, "Query heads")->check(counts);
-  list("--kv", o.kv, "Cached rows")->check(sizes);
-  number("--queries", o.queries, "Query tokens, causal")->capture_default_str();
+  list("--heads", o.heads, "Query heads")
+      ->check(counts)
+      ->default_str("128,64,20,16,8; prefill, backward: 16");
+  list("--kv", o.kv, "Rows, those of the queries included")
+      ->check(sizes)
+      ->default_str("4096,32768; prefill, backward: as many as queries");
+  list("--queries", o.queries, "Query tokens, causal")
+      ->check(counts)
+      ->default_str("1; prefill: 512, 4096, 256 after 8192; backward: 512,4096");
   number("--batch", o.batch, "Sequences in one call")->capture_default_str();
-  command->add_option("--variant", o.variant, "mla: absorbed, one kv head; gqa: --kv-heads of them")
+  number("--shortest", o.shortest, "Rows of the batch's shortest sequence; the others' lie evenly between")
+      ->default_str("as many as --kv");
+  command->add_option("--variant", o.variant, "mla: latents; gqa: --kv-heads heads of rows [k | v]")
       ->check(CLI::IsMember({"mla", "gqa"}))
       ->capture_default_str();
   number("--kv-heads", o.kv_heads, "Kv heads of gqa")->capture_default_str();
-  number("--d-qk", o.d_qk, "Width of queries and keys")->default_str("576 for mla, 128 for gqa");
-  number("--d-v", o.d_v, "Width of values")->default_str("512 for mla, 128 for gqa");
+  number("--d-qk", o.d_qk, "Width of queries and keys")
+      ->default_str("128 for gqa; mla: 576, prefill and backward: 192");
+  number("--d-v", o.d_v, "Width of values")->default_str("128; decode of mla: 512");
   command->add_flag("--cold", o.cold, "Take turns with more caches than the CPU's caches hold");
   add_bench_options(command, o.bench);
   command->callback([&] { run = [&o] { bench_attention(o); }; });
@@ -178,11 +192,111 @@ void add_bench_matmul(CLI::App* bench, MatmulBenchOptions& o, std::function<void
   command->callback([&] { run = [&o] { bench_matmul(o); }; });
 }
 
+void add_bench_model(CLI::App* bench, ModelBenchOptions& o, std::function<void()>& run) {
+  const CLI::Range counts(std::int64_t{1}, std::int64_t{1} << 20);
+  CLI::App* command = bench->add_subcommand("model", "A model of random weights: prefill and decode");
+  command
+      ->add_option("--shape", o.shape,
+                   "v2-lite, v2, v3, kimi-k2, glm-4.7-flash, minicpm3, or a directory with a config.json")
+      ->capture_default_str();
+  command->add_option("--layers", o.layers, "Layers, fewer than the model's; one has experts if any do")
+      ->check(counts)
+      ->capture_default_str();
+  command->add_option("--experts", o.experts, "Routed experts to build; a token does not touch the others")
+      ->check(counts)
+      ->default_str("all of the model's");
+  command->add_option("--dtype", o.dtype, "Type of the weights and of the arithmetic")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--cache-dtype", o.cache_dtype, "Type of the cached rows")
+      ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
+      ->default_str("as --dtype");
+  command->add_option("--attention", o.attention, "Form of attention")
+      ->check(CLI::IsMember({"auto", "explicit", "absorbed"}))
+      ->capture_default_str();
+  command->add_option("--context", o.contexts, "Cached tokens that one decoded token attends to")
+      ->check(counts)
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--prompt", o.prompt, "Tokens of the prefill")->check(counts)->capture_default_str();
+  add_bench_options(command, o.bench);
+  command->callback([&] { run = [&o] { bench_model(o); }; });
+}
+
+void add_bench_train(CLI::App* bench, TrainBenchOptions& o, std::function<void()>& run) {
+  const CLI::Range counts(std::int64_t{1}, std::int64_t{1} << 20);
+  CLI::App* command = bench->add_subcommand("train", "Steps of training on random tokens");
+  command->add_option("--model", o.model, "Directory whose config.json says the shape")
+      ->default_str("the model that ships");
+  command->add_option("--batch", o.batch, "Sequences of a step")->check(counts)->capture_default_str();
+  command->add_option("--slice", o.slice, "Sequences of one pass")->check(counts)->capture_default_str();
+  command->add_option("--length", o.length, "Tokens of a sequence")->check(counts)->capture_default_str();
+  command->add_option("--dtype", o.types, "Types of the arithmetic")
+      ->check(CLI::IsMember({"bf16", "f32"}))
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--attention", o.attention, "Forms of attention")
+      ->check(CLI::IsMember({"explicit", "absorbed"}))
+      ->delimiter(',')
+      ->capture_default_str();
+  add_bench_options(command, o.bench);
+  command->callback([&] { run = [&o] { bench_train(o); }; });
+}
+
+void add_bench_forms(CLI::App* bench, FormsBenchOptions& o, std::function<void()>& run) {
+  const CLI::Range counts(std::int64_t{1}, std::int64_t{1} << 14);
+  CLI::App* command =
+      bench->add_subcommand("forms", "The explicit against the absorbed form, and what auto chooses");
+  command->add_option("--shape", o.shape, "Widths of heads and latent: as of mla bench model")
+      ->capture_default_str();
+  command->add_option("--heads", o.heads, "Query heads")
+      ->check(counts)
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--new", o.tokens, "New tokens")->check(counts)->delimiter(',')->capture_default_str();
+  command->add_option("--cached", o.cached, "Tokens before them")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 24))
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--dtype", o.dtype, "Type of the weights and of the arithmetic")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--cache-dtype", o.cache_dtype, "Type of the cached rows")
+      ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
+      ->default_str("as --dtype");
+  CLI::Option* fit =
+      command->add_flag("--fit", o.fit, "End with the costs that fit the times, as mla/attention has them");
+  add_bench_options(command, o.bench);
+  fit->excludes("--json");
+  command->callback([&] { run = [&o] { bench_forms(o); }; });
+}
+
+void add_explain(CLI::App& app, ExplainOptions& o, std::function<void()>& run, bool& is_true) {
+  CLI::App* command = app.add_subcommand("explain", "MLA, claim by claim, each checked by running it");
+  command->add_option("topic", o.topic, "A topic, or all")
+      ->type_name("TOPIC")
+      ->default_str("the list of topics");
+  command->add_flag("--list", o.list, "The topics");
+  CLI::Option* html =
+      command->add_option("--html", o.html, "Directory to write the pages to")->type_name("DIR");
+  CLI::Option* json = command->add_flag("--json", o.json, "Print JSON")->excludes(html);
+  command->add_flag("--map", o.map, "Print which code each section is, as docs/chapter.md has it")
+      ->excludes(html, json);
+  command->add_flag("--break", o.broken, "Get one input of each topic wrong, to see its check fail");
+  command->add_option("--threads", o.threads, "Threads")
+      ->check(CLI::Range(1, 1024))
+      ->default_str("one per processor");
+  command->callback([&] { run = [&] { is_true = explain(o); }; });
+}
+
 /// Options of the benchmarks.
 struct AllBenchOptions {
   BenchOptions peak;
   AttentionBenchOptions attention;
   MatmulBenchOptions matmul;
+  ModelBenchOptions model;
+  FormsBenchOptions forms;
+  TrainBenchOptions train;
 };
 
 void add_bench(CLI::App& app, AllBenchOptions& o, std::function<void()>& run) {
@@ -193,6 +307,9 @@ void add_bench(CLI::App& app, AllBenchOptions& o, std::function<void()>& run) {
   peak->callback([&] { run = [&o] { bench_peak(o.peak); }; });
   add_bench_attention(bench, o.attention, run);
   add_bench_matmul(bench, o.matmul, run);
+  add_bench_model(bench, o.model, run);
+  add_bench_forms(bench, o.forms, run);
+  add_bench_train(bench, o.train, run);
 }
 
 int main(int argc, char** argv) {
@@ -204,13 +321,18 @@ int main(int argc, char** argv) {
   ScoreOptions score_options;
   TokenizeOptions tokenize_options;
   InspectOptions inspect_options;
+  TrainingCommands training;
+  ExplainOptions explain_options;
   AllBenchOptions bench_options;
   std::function<void()> run;
+  bool is_true = true;  // what explain checks
   add_generate(app, generate_options, run);
   add_logits(app, logits_options, run);
   add_score(app, score_options, run);
   add_tokenize(app, tokenize_options, run);
   add_inspect(app, inspect_options, run);
+  add_training_commands(app, training, run);
+  add_explain(app, explain_options, run, is_true);
   add_bench(app, bench_options, run);
   try {
     app.parse(argc, argv);
@@ -218,7 +340,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   run();
-  return 0;
+  return is_true ? 0 : 1;
 }
 
 }  // namespace

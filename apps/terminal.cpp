@@ -5,12 +5,12 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <thread>
 #include <utility>
 
+#include "mla/core/clock.h"
 #include "mla/core/error.h"
 
 namespace mla::app {
@@ -19,8 +19,7 @@ namespace {
 std::atomic<bool> interrupted{false};
 
 /// Waits for the signals in a thread of its own, with them blocked in all others: no handler ever runs on a
-/// thread that computes. (oneDNN's AVX2 products use the stack pointer as a plain register, so a handler
-/// there would write its frame anywhere.)
+/// thread that computes.
 void watch_signals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -40,10 +39,13 @@ void watch_signals() {
 }  // namespace
 
 Progress::Progress(std::string what, std::int64_t total)
-    : what_(std::move(what)), total_(total), started_(now()), is_terminal_(::isatty(STDERR_FILENO) == 1) {}
+    : what_(std::move(what)),
+      total_(total),
+      started_(seconds_now()),
+      is_terminal_(::isatty(STDERR_FILENO) == 1) {}
 
 void Progress::show(std::int64_t done) {
-  const double time = now();
+  const double time = seconds_now();
   if (!is_terminal_ || time - started_ < 0.5 || time - shown_ < 0.1) return;
   shown_ = time;
   const double share = total_ > 0 ? static_cast<double>(done) / static_cast<double>(total_) : 1.0;
@@ -54,10 +56,6 @@ void Progress::show(std::int64_t done) {
 
 Progress::~Progress() {
   if (shown_ > 0) std::fputs("\r\033[K", stderr);
-}
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 void say(const std::string& text) {

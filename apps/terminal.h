@@ -22,9 +22,6 @@ class Progress {
   bool is_terminal_;
 };
 
-/// Seconds on a clock that never jumps.
-double now();
-
 /// Writes text to standard output at once. Throws Error if that fails (a closed pipe, a full disk).
 void say(const std::string& text);
 

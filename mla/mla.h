@@ -2,8 +2,14 @@
 /// All of the library.
 
 #include "mla/attention/attention.h"
+#include "mla/attention/backward.h"
+#include "mla/attention/gqa.h"
 #include "mla/attention/mla.h"
 #include "mla/cache/kv_cache.h"
+#include "mla/chart/bar_chart.h"
+#include "mla/chart/heat_map.h"
+#include "mla/chart/line_chart.h"
+#include "mla/chart/scatter_chart.h"
 #include "mla/core/cpu.h"
 #include "mla/core/error.h"
 #include "mla/core/npy.h"
@@ -17,3 +23,5 @@
 #include "mla/position/additive.h"
 #include "mla/position/rotary.h"
 #include "mla/runtime/session.h"
+#include "mla/train/bpe_trainer.h"
+#include "mla/train/run.h"

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "support/attention_problem.h"
 #include "support/oracle.h"
 
 namespace mla {
@@ -15,101 +16,11 @@ namespace {
 
 using test::Random;
 
-constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
-
-/// Rows laid out as a cache does it: pages in shuffled order, another layer before, NaN wherever no row is.
-class Pages {
- public:
-  Pages(const RowLayout& layout, const test::PlainRows& rows, std::int64_t page_rows) {
-    const std::int64_t element = size_of(layout.type());
-    const std::int64_t offset = 3 * layout.bytes() + element;  // rows need only their element's alignment
-    const std::int64_t count = (rows.length + page_rows - 1) / page_rows;
-    memory_.assign(static_cast<std::size_t>(2 * count + 1), {});
-    for (auto& page : memory_)
-      page.assign(static_cast<std::size_t>(offset + (page_rows + 2) * layout.bytes()), std::byte{0xff});
-    for (std::int64_t i = 0; i < count; ++i) table_.push_back(memory_[2 * (count - i) - 1].data());
-    view_ = {layout.type(),       table_.data(),         offset,
-             page_rows,           layout.bytes(),        rows.length,
-             layout.key_offset(), layout.value_offset(), layout.head_bytes()};
-    for (std::int64_t r = 0; r < rows.length; ++r) {
-      std::byte* to = const_cast<std::byte*>(view_.row(r));
-      for (std::int64_t i = 0; i < rows.width; ++i, to += element) {
-        const float value = rows.data[r * rows.width + i];
-        if (layout.type() == DType::f32) std::memcpy(to, &value, 4);
-        const std::uint16_t upper = test::nearest_bf16(value);
-        if (layout.type() == DType::bf16) std::memcpy(to, &upper, 2);
-      }
-    }
-  }
-  Pages(const Pages&) = delete;
-  const KvView& view() const { return view_; }
-
- private:
-  std::vector<std::vector<std::byte>> memory_;  // every second one is not in the table
-  std::vector<const std::byte*> table_;
-  KvView view_;
-};
-
-struct Result {
-  std::vector<float> out, lse;
-  bool operator==(const Result& other) const {
-    return out.size() == other.out.size() && lse.size() == other.lse.size() &&
-           std::memcmp(out.data(), other.out.data(), out.size() * 4) == 0 &&
-           std::memcmp(lse.data(), other.lse.data(), lse.size() * 4) == 0;
-  }
-};
-
-/// Random queries and rows of one shape. Queries lie strided, with NaN between them.
-struct Problem {
-  Problem(const AttentionShape& shape_, std::int64_t tokens_, std::int64_t length, DType type, bool latent,
-          Random& random)
-      : shape(shape_),
-        tokens(tokens_),
-        layout(latent ? RowLayout::latent(shape_.d_v, shape_.d_qk - shape_.d_v, type)
-                      : RowLayout::heads(shape_.h_kv, shape_.d_qk, shape_.d_v, type)) {
-    shape.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.d_qk)));
-    head_stride = shape.d_qk + 3;
-    token_stride = shape.h_q * head_stride + 5;
-    queries.assign(static_cast<std::size_t>(tokens * token_stride), nan);
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      for (std::int64_t h = 0; h < shape.h_q; ++h) {
-        const auto q = random.values(shape.d_qk);
-        std::copy(q.begin(), q.end(), queries.begin() + t * token_stride + h * head_stride);
-      }
-    }
-    const std::int64_t element = size_of(type);
-    rows.length = length;
-    rows.width = layout.values();
-    rows.value_offset = layout.value_offset() / element;
-    rows.head_width = layout.head_bytes() / element;
-    rows.data = random.values(length * rows.width);
-    for (float& x : rows.data) x = test::rounded(x, type);
-  }
-
-  QueryView query_view(std::int64_t first = 0, std::int64_t count = -1) const {
-    return {queries.data() + first * token_stride, count < 0 ? tokens : count, token_stride, head_stride};
-  }
-  Result run(const KvView& view, const LeafKernels& leaf = leaf_kernels()) const {
-    return run(query_view(), view, leaf);
-  }
-  Result run(const QueryView& q, const KvView& view, const LeafKernels& leaf = leaf_kernels()) const {
-    Result r = empty(q.tokens);
-    attend(shape, q, view, r.out.data(), r.lse.data(), leaf);
-    return r;
-  }
-  Result empty(std::int64_t count) const {
-    return {std::vector<float>(static_cast<std::size_t>(count * shape.h_q * shape.d_v), nan),
-            std::vector<float>(static_cast<std::size_t>(count * shape.h_q), nan)};
-  }
-
-  AttentionShape shape;
-  std::int64_t tokens;
-  RowLayout layout;
-  std::int64_t head_stride, token_stride;
-  std::vector<float> queries;
-  test::PlainRows rows;
-};
+using test::infinity;
+using test::nan;
+using test::Pages;
+using test::Problem;
+using test::Result;
 
 /// Why 2e-6: scores here are of size 1 to 4 and come from f32 sums of up to 576 products, each rounded to
 /// 6e-8 of sums that are a few times larger: about 4e-7, which moves p, and with it the output, by as much
@@ -151,7 +62,7 @@ void check_all_isas(const Problem& p, std::int64_t page_rows) {
   const Pages pages(p.layout, p.rows, page_rows);
   for (const Isa isa : test::supported_isas()) {
     const Result found = p.run(pages.view(), leaf_kernels(isa));
-    if (attend_kernel(p.layout.type(), leaf_kernels(isa)).base_two) {
+    if (attend_kernel(p.layout.type(), leaf_kernels(isa), p.shape.d_v).base_two) {
       Problem rounded = p;
       for (float& q : rounded.queries) q = test::rounded(q, DType::bf16);
       const auto answer = test::plain_attention(p.shape, rounded.query_view(), p.rows);
@@ -272,6 +183,10 @@ class AttentionBitsTest : public testing::Test {
       all.emplace_back(AttentionShape{6, 3, 24, 12, 1.0f, false}, 8, length, DType::f32, false, random);
       all.emplace_back(AttentionShape{1, 1, 5, 3, 1.0f, true}, 8, length, DType::f32, false, random);
     }
+    // Splits grow behind 8192 rows, in the middle of these queries; five, six, seven heads fill groups of all
+    // kinds.
+    for (const std::int64_t heads : {5, 6, 7, 11})
+      all.emplace_back(AttentionShape{heads, 1, 24, 8, 1.0f, true}, 6, 8195, DType::bf16, true, random);
     return all;
   }
 
@@ -318,22 +233,53 @@ TEST_F(AttentionBitsTest, SameAloneAsInABatch) {
   }
 }
 
+TEST_F(AttentionBitsTest, SameInACallOfManySequencesAsAlone) {
+  const std::vector<std::int64_t> lengths{1300, 1, 0, 64, 513, 9000, 700};
+  for (const DType type : {DType::bf16, DType::f32}) {
+    Random random(9);
+    const AttentionShape shape{20, 1, 40, 32, 1.0f, true};
+    std::vector<Problem> problems;
+    std::vector<std::unique_ptr<Pages>> pages;
+    for (const std::int64_t length : lengths) {
+      const Problem& p = problems.emplace_back(shape, 2, length, type, true, random);
+      pages.push_back(std::make_unique<Pages>(p.layout, p.rows, 64));
+    }
+    for (const int count : {1, 2, 3}) {
+      set_threads(count);
+      std::vector<Result> found;
+      for (const Problem& p : problems) found.push_back(p.empty(2));
+      std::vector<AttentionSequence> calls;
+      for (std::size_t i = 0; i < problems.size(); ++i)
+        calls.push_back(
+            {problems[i].query_view(), pages[i]->view(), found[i].out.data(), found[i].lse.data()});
+      attend(problems[0].shape, calls);
+      for (std::size_t i = 0; i < problems.size(); ++i) {
+        EXPECT_EQ(problems[i].run(pages[i]->view()), found[i])
+            << name_of(type) << " sequence of " << lengths[i] << " rows, threads " << count;
+      }
+    }
+  }
+  attend({20, 1, 40, 32, 1.0f, true}, std::span<const AttentionSequence>{});  // none at all
+}
+
+/// Parts are merged one after another, a whole sequence's splits as a tree: the same for up to three.
 TEST_F(AttentionBitsTest, SameInPartsAsWhole) {
+  constexpr std::int64_t part_rows = OnlineAttention::part_rows;
   for (const Problem& p : problems()) {
+    if (p.rows.length > 3 * part_rows) continue;
     const Pages whole(p.layout, p.rows, 64);
     const Result expected = p.run(whole.view());
-    for (const std::int64_t part_rows : {512, 1024, 1536}) {
-      Result found = p.empty(p.tokens);
-      OnlineAttention attention(p.shape, p.query_view(), p.rows.length, found.out.data());
-      for (std::int64_t first = 0; first < p.rows.length; first += part_rows) {
-        KvView part = whole.view();
-        part.pages += first / part.page_rows;
-        part.length = std::min(part_rows, p.rows.length - first);
-        attention.add(part, first);
-      }
-      attention.finish(found.lse.data());
-      EXPECT_EQ(expected, found) << describe(p, 64, selected_isa()) << " part " << part_rows;
+    Result found = p.empty(p.tokens);
+    Buffer<float> sums;
+    OnlineAttention attention(p.shape, p.query_view(), p.rows.length, found.out.data(), sums);
+    for (std::int64_t first = 0; first < p.rows.length; first += part_rows) {
+      KvView part = whole.view();
+      part.pages += first / part.page_rows;
+      part.length = std::min(part_rows, p.rows.length - first);
+      attention.add(part, first);
     }
+    attention.finish(found.lse.data());
+    EXPECT_EQ(expected, found) << describe(p, 64, selected_isa());
   }
 }
 
@@ -357,7 +303,8 @@ TEST(AttentionTest, RefusesWhatIsNotAShape) {
     EXPECT_NE(test::error_of([&] { attend(shape, p.query_view(), pages.view(), r.out.data(), nullptr); }),
               "");
   }
-  OnlineAttention attention(p.shape, p.query_view(), 5, r.out.data());
+  Buffer<float> sums;
+  OnlineAttention attention(p.shape, p.query_view(), 5, r.out.data(), sums);
   EXPECT_NE(test::error_of([&] { attention.add(pages.view(), 100); }), "");
   KvView other = pages.view();
   other.type = DType::i8;

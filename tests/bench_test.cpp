@@ -14,6 +14,7 @@
 #include "mla/core/error.h"
 #include "mla/core/mapped_file.h"
 #include "mla/kernels/peak.h"
+#include "mla/kernels/prefill.h"
 
 namespace mla {
 namespace {
@@ -83,10 +84,10 @@ TEST_F(BenchTest, CeilingIsThatOfTheInstructionSetInUse) {
   if (supports(Isa::avx2)) {
     EXPECT_EQ(peak_kernel(DType::f8_e4m3, Isa::avx2).isa, Isa::avx2);
   }
-  if (supports_bf16_products()) {
-    EXPECT_EQ(peak_kernel(DType::bf16, Isa::avx512).type, DType::bf16);
-    EXPECT_EQ(peak_kernel(DType::f8_e4m3, Isa::avx512).type, DType::bf16);
-    EXPECT_EQ(peak_kernel(DType::f32, Isa::avx512).type, DType::f32);
+  if (supports(Isa::avx512_bf16)) {
+    EXPECT_EQ(peak_kernel(DType::bf16, Isa::avx512_bf16).type, DType::bf16);
+    EXPECT_EQ(peak_kernel(DType::f8_e4m3, Isa::avx512_bf16).type, DType::bf16);
+    EXPECT_EQ(peak_kernel(DType::f32, Isa::avx512_bf16).type, DType::f32);
   }
 }
 
@@ -155,6 +156,45 @@ TEST_F(BenchTest, ReportsGroupedHeadsAndColdRows) {
   EXPECT_EQ(cold[0].at("cold"), true);
 }
 
+TEST_F(BenchTest, ReportsPrefill) {
+  const std::string arguments = "attention --op prefill --threads 2 --heads 3 --queries 20 --kv 20,100";
+  if (!has_prefill()) {
+    EXPECT_EQ(bench(arguments).status, 1);
+    return;
+  }
+  const json found = entries(arguments);
+  ASSERT_EQ(found.size(), 2u);
+  for (const json& entry : found) {
+    expect_figures(entry);
+    EXPECT_EQ(entry.at("op"), "prefill");
+    EXPECT_EQ(entry.at("rows"), "bf16");
+    const double kv = entry.at("kv"), pairs = 20 * (kv - 20) + 210;
+    const double operations = 2 * 3 * (pairs * (192 + 128) + kv * 512 * (128 + 128));
+    const double seconds = entry.at("seconds").get<double>();
+    EXPECT_NEAR(entry.at("gflops").get<double>() * 1e9 * seconds, operations, 1e-6 * operations);
+  }
+  EXPECT_EQ(entries("attention --op prefill --variant gqa --heads 4 --kv-heads 2 --queries 9").size(), 1u);
+}
+
+TEST_F(BenchTest, ReportsBackward) {
+  const json found =
+      entries("attention --op backward --threads 2 --heads 3 --queries 20 --kv 20,100 --batch 2 --d-v 16");
+  ASSERT_EQ(found.size(), 2u);
+  for (const json& entry : found) {
+    expect_figures(entry);
+    EXPECT_EQ(entry.at("op"), "backward");
+    EXPECT_EQ(entry.at("rows"), "f32");
+    EXPECT_EQ(entry.at("batch"), 2);
+    const double kv = entry.at("kv"), pairs = 20 * (kv - 20) + 210;
+    const double operations = 2 * 2 * 3 * pairs * (3 * 192 + 2 * 16);
+    const double seconds = entry.at("seconds").get<double>();
+    EXPECT_NEAR(entry.at("gflops").get<double>() * 1e9 * seconds, operations, 1e-6 * operations);
+  }
+  EXPECT_EQ(entries("attention --op backward --variant gqa --heads 4 --kv-heads 2 --queries 9").size(), 1u);
+  for (const char* wrong : {"--rows bf16", "--kv 9", "--cold", "--queries 9 --kv 8"})
+    EXPECT_EQ(bench(fmt::format("attention --op backward {}", wrong)).status, 1) << wrong;
+}
+
 TEST_F(BenchTest, ReportsProducts) {
   const json found = entries("matmul --shapes 1x1000x1000,3x640x1000");
   ASSERT_EQ(found.size(), 4u);
@@ -166,6 +206,64 @@ TEST_F(BenchTest, ReportsProducts) {
   }
   EXPECT_EQ(found[0].at("rows"), "bf16");
   EXPECT_EQ(found[3].at("rows"), "f32");
+}
+
+/// A model of true widths would take a second to make; that of a test checkpoint takes none.
+TEST_F(BenchTest, ReportsModels) {
+  const std::string shape = std::string(" --shape ") + MLA_TEST_DATA + "/reference/v2-lite";
+  const json found = entries("model --layers 2 --context 20,70 --prompt 5 --threads 2" + shape);
+  ASSERT_EQ(found.size(), 3u);
+  for (const json& entry : found) {
+    expect_figures(entry);
+    EXPECT_EQ(entry.at("layers"), 2);
+    EXPECT_EQ(entry.at("moe_layers"), 1);
+    EXPECT_EQ(entry.at("cache_rows"), "bf16");
+    const double rate = entry.at("tokens_per_s"), limit = entry.at("limit_tokens_per_s");
+    EXPECT_NEAR(rate / limit, entry.at("share").get<double>(), 1e-9);
+    EXPECT_NEAR(rate * entry.at("seconds").get<double>(), entry.at("queries").get<double>(), 1e-9);
+  }
+  EXPECT_EQ(found[0].at("op"), "prefill");
+  EXPECT_EQ(found[0].at("kv"), 5);
+  EXPECT_EQ(found[2].at("op"), "decode");
+  EXPECT_EQ(found[2].at("kv"), 71);
+  const double more = found[2].at("gbytes_per_s").get<double>() * found[2].at("seconds").get<double>() -
+                      found[1].at("gbytes_per_s").get<double>() * found[1].at("seconds").get<double>();
+  EXPECT_NEAR(more * 1e9, 2 * 50 * (32 + 8) * 2, 1) << "two layers' rows of 50 tokens in bf16";
+}
+
+TEST_F(BenchTest, OneLayerOfAMixtureHasExperts) {
+  const std::string shape = std::string(" --shape ") + MLA_TEST_DATA + "/reference/v3";
+  const json found = entries("model --layers 1 --experts 8 --dtype f32 --context 3 --prompt 2" + shape);
+  for (const json& entry : found) {
+    EXPECT_EQ(entry.at("moe_layers"), 1);
+    EXPECT_EQ(entry.at("experts"), 8);
+    EXPECT_EQ(entry.at("rows"), "f32");
+  }
+}
+
+TEST_F(BenchTest, ReportsForms) {
+  const json found = entries("forms --heads 2,3 --new 1,5 --cached 0,40 --cache-dtype f32 --threads 2");
+  ASSERT_EQ(found.size(), 8u);
+  for (const json& entry : found) {
+    EXPECT_EQ(entry.at("op"), "forms");
+    EXPECT_EQ(entry.at("rows"), "f32");
+    EXPECT_EQ(entry.at("dtype"), "bf16");
+    EXPECT_EQ(entry.at("kv").get<int>(), entry.at("cached").get<int>() + entry.at("queries").get<int>());
+    const double one = entry.at("explicit_seconds"), other = entry.at("absorbed_seconds");
+    EXPECT_DOUBLE_EQ(entry.at("ratio"), one / other);
+    const double chosen = entry.at("auto") == "explicit" ? one : other;
+    EXPECT_DOUBLE_EQ(entry.at("excess"), chosen / std::min(one, other) - 1);
+    const double rate = entry.at("gflops"), ceiling = entry.at("ceiling");
+    EXPECT_GT(rate, 0);
+    EXPECT_DOUBLE_EQ(entry.at("share"), rate / ceiling);
+  }
+  EXPECT_EQ(found[7].at("heads"), 3);
+}
+
+TEST_F(BenchTest, FitsForms) {
+  const Run run = bench("forms --heads 2,3 --new 1,5 --cached 0,40 --seconds 0.001 --fit");
+  EXPECT_EQ(run.status, 0) << run.err;
+  EXPECT_NE(run.out.find("\n{DType::bf16, DType::bf16, {"), std::string::npos) << run.out;
 }
 
 TEST_F(BenchTest, PrintsTables) {
@@ -194,12 +292,19 @@ TEST_F(BenchTest, WrongUsageIsStatusTwo) {
                                 "attention --queries 0",
                                 "attention --batch 0",
                                 "attention --variant mha",
-                                "attention --op prefill",
+                                "attention --op train",
                                 "matmul --shapes 1x2",
                                 "matmul --shapes 1x2x3x4",
                                 "matmul --shapes 1x2x0",
                                 "matmul --shapes 1x2x99999999999999999999",
-                                "matmul --dtype int8"}) {
+                                "matmul --dtype int8",
+                                "model --layers 0",
+                                "model --dtype int8",
+                                "model --context x",
+                                "model --attention none",
+                                "forms --new 0",
+                                "forms --cached -1",
+                                "forms --fit --json"}) {
     const Run run = bench(arguments);
     EXPECT_EQ(run.status, 2) << arguments;
     EXPECT_EQ(run.out, "") << arguments;
@@ -207,10 +312,15 @@ TEST_F(BenchTest, WrongUsageIsStatusTwo) {
 }
 
 TEST_F(BenchTest, ErrorsAreOneLineAndStatusOne) {
-  for (const auto& [arguments, part] : {std::pair("attention --variant gqa --heads 3", "--kv-heads 8"),
-                                        std::pair("attention --d-qk 64", "--d-v 512"),
-                                        std::pair("attention --kv 4 --queries 5", "--queries 5"),
-                                        std::pair("attention --kv 16777216 --batch 16384", "memory")}) {
+  for (const auto& [arguments, part] :
+       {std::pair("attention --variant gqa --heads 3", "--kv-heads 8"),
+        std::pair("attention --d-qk 64", "--d-v 512"),
+        std::pair("attention --kv 4 --queries 5", "--queries 5"),
+        std::pair("attention --kv 16777216 --batch 16384", "memory"),
+        std::pair("model --shape v9", "v2-lite"), std::pair("forms --shape v9", "v2-lite"),
+        std::pair("model --layers 28", "at most 27"), std::pair("model --experts 5", "6 to 64"),
+        std::pair("model --context 1000000", "163840"),
+        std::pair("model --shape v3 --layers 61", "memory")}) {
     const Run run = bench(std::string(arguments) + " --json");
     EXPECT_EQ(run.status, 1) << arguments;
     EXPECT_EQ(run.out, "") << arguments;

@@ -1,15 +1,16 @@
-// config.json: what the nine reference models and seven published ones ask for, and what a broken one is
+// config.json: what the twelve reference models and eight published ones ask for, and what a broken one is
 // told.
 //
 // tests/data/configs holds the fields of the config.json files on huggingface.co of deepseek-ai/DeepSeek-V2,
-// -V2-Lite, -V3 and -R1, moonshotai/Kimi-K2-Instruct, zai-org/GLM-4.7-Flash and openbmb/MiniCPM3-4B (facts,
-// written down by hand).
+// -V2-Lite, -V3 and -R1, moonshotai/Kimi-K2-Instruct, zai-org/GLM-4.7-Flash, openbmb/MiniCPM3-4B and
+// meta-llama/Llama-3.1-8B (facts, written down by hand).
 #include "mla/model/config.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "mla/core/error.h"
@@ -67,6 +68,8 @@ TEST(Config, ReferenceModelsHaveNoUnreadFields) {
     EXPECT_EQ(config.layer_is_moe.size(), static_cast<std::size_t>(config.num_layers));
     EXPECT_EQ(config.latent_norm_epsilon, 1e-6);
   }
+  for (const std::string& name : test::heads_names())
+    EXPECT_TRUE(read_config(data / "reference" / name).unread_fields.empty()) << name;
   EXPECT_TRUE(read_config(fs::path(MLA_SOURCE_DIR) / "models" / "default").unread_fields.empty());
 }
 
@@ -146,6 +149,67 @@ TEST(Config, MiniCpm3) {
   EXPECT_NEAR(config.residual_scale, 1.4 / std::sqrt(62.0), 1e-12);
   EXPECT_NEAR(config.logit_scale, 0.1, 1e-12);
   EXPECT_NEAR(config.softmax_scale, 1.0 / std::sqrt(96.0), 1e-12);
+}
+
+TEST(Config, Llama) {
+  const ModelConfig config = published("Llama-3.1-8B");
+  EXPECT_EQ(config.attention, AttentionKind::heads);
+  EXPECT_EQ(config.num_heads, 32);
+  EXPECT_EQ(config.num_kv_heads, 8);
+  EXPECT_EQ(config.head_dim, 128) << "4096 / 32";
+  EXPECT_EQ(config.heads_width(), 2048);
+  EXPECT_EQ(config.position, PositionKind::rotary);
+  EXPECT_EQ(config.rope.dim, 128);
+  EXPECT_EQ(config.rope.layout, RopeLayout::half_split);
+  EXPECT_EQ(config.rope.scaling, RopeScaling::llama3);
+  EXPECT_EQ(config.rope.theta, 500000.0);
+  EXPECT_EQ(config.rope.factor, 8.0);
+  EXPECT_EQ(config.rope.low_freq_factor, 1.0);
+  EXPECT_EQ(config.rope.high_freq_factor, 4.0);
+  EXPECT_EQ(config.rope.original_context, 8192);
+  EXPECT_EQ(config.rope.attention_factor, 1.0);
+  EXPECT_NEAR(config.softmax_scale, 1.0 / std::sqrt(128.0), 1e-15);
+  EXPECT_EQ(experts_layers(config), 0);
+  EXPECT_EQ(config.kv_lora_rank + config.qk_rope_head_dim + config.v_head_dim, 0);
+  EXPECT_EQ(config.embedding_scale, 1.0);
+  EXPECT_FALSE(config.tied_head);
+}
+
+TEST(Config, LlamaDefaultsAreTransformers) {
+  json config = reference("llama-mqa");
+  for (const char* field :
+       {"num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "tie_word_embeddings", "hidden_act"})
+    config.erase(field);
+  const ModelConfig read = parse(config);
+  EXPECT_EQ(read.num_kv_heads, 4);
+  EXPECT_EQ(read.head_dim, 12);
+  EXPECT_EQ(read.rope.theta, 10000.0);
+  EXPECT_EQ(read.rope.scaling, RopeScaling::none);
+  EXPECT_FALSE(read.tied_head);
+}
+
+TEST(Config, PositionEncodings) {
+  json config = reference("llama-mha");
+  for (const auto& [name, kind] :
+       std::map<std::string, PositionKind>{{"rotary", PositionKind::rotary},
+                                           {"none", PositionKind::none},
+                                           {"integer", PositionKind::integer},
+                                           {"binary", PositionKind::binary},
+                                           {"sinusoidal", PositionKind::sinusoidal}}) {
+    config["position_encoding"] = name;
+    const ModelConfig read = parse(config);
+    EXPECT_EQ(read.position, kind);
+    EXPECT_EQ(read.rope.dim, name == "rotary" ? 12 : 0);
+    EXPECT_TRUE(read.unread_fields.empty());
+  }
+  config["head_dim"] = 7;  // only rotation needs pairs
+  EXPECT_EQ(parse(config).head_dim, 7);
+  json plain = reference("v3");
+  plain["qk_rope_head_dim"] = 0;
+  EXPECT_EQ(parse(plain).position, PositionKind::none);
+  EXPECT_EQ(parse(plain).rope.dim, 0);
+  EXPECT_EQ(parse(plain).latent_width(), 32);
+  EXPECT_EQ(parse(reference("v3")).position, PositionKind::rotary);
 }
 
 TEST(Config, LongropeStretchesTheAttention) {
@@ -235,6 +299,7 @@ TEST(Config, SizesThatAreNone) {
                             "num_experts_per_tok", "n_group", "topk_group", "moe_intermediate_size"}) {
     for (const char* value : {"0", "-3", "9223372036854775807", "18446744073709551615", "1e300", "64.0",
                               "1.5", "\"64\"", "true", "[64]"}) {
+      if (field == std::string("qk_rope_head_dim") && value == std::string("0")) continue;  // no rotation
       json config = good;
       config[field] = json::parse(value);
       expect_refused(config, field,
@@ -266,8 +331,9 @@ TEST_P(ConfigRefuses, WithFieldAndReason) {
 INSTANTIATE_TEST_SUITE_P(
     Families, ConfigRefuses,
     testing::Values(
-        Bad{"v3", R"({"model_type":"llama"})", "model_type",
-            "\"llama\", expected deepseek_v2 or deepseek_v3 or kimi_k2 or glm4_moe_lite or minicpm3"},
+        Bad{"v3", R"({"model_type":"mistral"})", "model_type",
+            "\"mistral\", expected deepseek_v2 or deepseek_v3 or kimi_k2 or glm4_moe_lite or minicpm3 or "
+            "llama"},
         Bad{"v3", R"({"model_type":null})", "model_type", "nothing"},
         Bad{"v3", R"({"hidden_act":"gelu"})", "hidden_act", "\"gelu\", expected \"silu\""},
         Bad{"v3", R"({"attention_bias":true})", "attention_bias", "true, expected false"},
@@ -367,6 +433,57 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"v3", R"({"num_hidden_layers":65536,"hidden_size":65536,"intermediate_size":16777216})",
             "num_hidden_layers", "weights in all"},
         Bad{"v3", R"({"num_hidden_layers":65536,"max_position_embeddings":2147483648})",
+            "max_position_embeddings", "2147483648"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Heads, ConfigRefuses,
+    testing::Values(
+        Bad{"llama-gqa", R"({"num_key_value_heads":4})", "num_key_value_heads",
+            "4, expected a divisor of num_attention_heads 6"},
+        Bad{"llama-gqa", R"({"num_key_value_heads":12})", "num_key_value_heads", "12"},
+        Bad{"llama-gqa", R"({"num_key_value_heads":0})", "num_key_value_heads", "0"},
+        Bad{"llama-gqa", R"({"head_dim":0})", "head_dim", "0"},
+        Bad{"llama-gqa", R"({"head_dim":15})", "head_dim", "15, expected an even number"},
+        Bad{"llama-mha", R"({"num_attention_heads":5,"num_key_value_heads":5})", "num_attention_heads",
+            "5, expected a divisor of hidden_size 48"},
+        Bad{"llama-gqa", R"({"attention_bias":true})", "attention_bias", "true, expected false"},
+        Bad{"llama-gqa", R"({"mlp_bias":true})", "mlp_bias", "true, expected false"},
+        Bad{"llama-gqa", R"({"hidden_act":"gelu"})", "hidden_act", "\"gelu\", expected \"silu\""},
+        Bad{"llama-gqa", R"({"sliding_window":128})", "sliding_window", "128"},
+        Bad{"llama-gqa", R"({"kv_lora_rank":32})", "kv_lora_rank", "32, expected no such field for llama"},
+        Bad{"llama-gqa", R"({"num_local_experts":8})", "num_local_experts", "8"},
+        Bad{"llama-gqa", R"({"scale_emb":12})", "scale_emb", "12, expected no such field for llama"},
+        Bad{"llama-gqa", R"({"rope_interleave":true})", "rope_interleave", "true, expected false"},
+        Bad{"llama-gqa", R"({"max_position_embeddings":null})", "max_position_embeddings", "nothing"},
+        Bad{"llama-gqa", R"({"rms_norm_eps":null})", "rms_norm_eps", "nothing"},
+        Bad{"llama-gqa", R"({"rope_parameters":{"rope_type":"yarn"}})", "rope_parameters.rope_type",
+            "\"yarn\", expected default or llama3"},
+        Bad{"llama-gqa", R"({"rope_parameters":{"rope_type":"default"}})", "rope_parameters.factor",
+            "8.0, expected no such field"},
+        Bad{"llama-gqa", R"({"rope_parameters":{"factor":0.5}})", "rope_parameters.factor", "0.5"},
+        Bad{"llama-gqa", R"({"rope_parameters":{"low_freq_factor":0}})", "rope_parameters.low_freq_factor",
+            "0, expected a number above 0"},
+        Bad{"llama-gqa", R"({"rope_parameters":{"high_freq_factor":1}})", "rope_parameters.high_freq_factor",
+            "1, expected a number above 1"},
+        Bad{"llama-gqa", R"({"rope_parameters":{"original_max_position_embeddings":null}})",
+            "rope_parameters.original_max_position_embeddings", "nothing"},
+        Bad{"llama-mqa", R"({"partial_rotary_factor":0.5})", "rope_scaling.partial_rotary_factor", "0.5"},
+        Bad{"llama-mqa", R"({"rope_scaling":{"rope_type":"linear"}})", "rope_scaling.rope_type",
+            "\"linear\""},
+        Bad{"llama-mha", R"({"position_encoding":"alibi"})", "position_encoding",
+            "\"alibi\", expected rotary or none or integer or binary or sinusoidal"},
+        Bad{"llama-mha", R"({"position_encoding":1})", "position_encoding", "1"},
+        Bad{"llama-mqa", R"({"position_encoding":"none"})", "position_encoding",
+            "\"none\", expected rotary beside a rope_type"},
+        Bad{"v3", R"({"position_encoding":"none"})", "position_encoding", "\"none\", expected \"rotary\""},
+        Bad{"v2", R"({"qk_rope_head_dim":0})", "qk_rope_head_dim", "0, expected an integer from 1"},
+        Bad{"v3", R"({"rope_scaling":{"rope_type":"llama3","type":null}})", "rope_scaling.rope_type",
+            "\"llama3\", expected default or yarn or longrope"},
+        // products
+        Bad{"llama-gqa", R"({"num_attention_heads":16777216,"head_dim":16777216})", "num_attention_heads",
+            "at most 2^40"},
+        Bad{"llama-gqa", R"({"num_attention_heads":1,"num_key_value_heads":1,"head_dim":16777216,
+                             "num_hidden_layers":8,"max_position_embeddings":2147483648})",
             "max_position_embeddings", "2147483648"}));
 
 TEST(Config, TextThatIsNoConfig) {

@@ -294,7 +294,7 @@ TEST(CpuTest, IsaIsChosenByName) {
   const auto all = test::supported_isas();
   EXPECT_EQ(choose_isa(""), all.back()) << "the best one unless told";
   for (const Isa isa : all) EXPECT_EQ(choose_isa(name_of(isa)), isa);
-  for (const Isa isa : {Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     if (supports(isa)) continue;
     EXPECT_TRUE(contains(error_of([&] { choose_isa(name_of(isa)); }), name_of(isa)));
   }

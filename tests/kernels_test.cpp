@@ -1,8 +1,6 @@
 // Every leaf kernel of every instruction set against double-precision loops. Arrays end at an unreadable
 // page, so a kernel that touches one element too many ends the run, and a canary stands before them.
 #include <gtest/gtest.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <bit>
 #include <cmath>
@@ -11,49 +9,14 @@
 
 #include "mla/kernels/leaf.h"
 #include "mla/kernels/ops.h"
+#include "support/edge.h"
 #include "support/oracle.h"
 
 namespace mla {
 namespace {
 
+using test::Edge;
 using test::Random;
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
-
-/// `n` elements whose last one ends where memory ends.
-template <class T>
-class Edge {
- public:
-  explicit Edge(std::int64_t n) : n_(n) {
-    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-    const std::size_t used = (canary + static_cast<std::size_t>(n) * sizeof(T) + page - 1) / page * page;
-    size_ = used + page;
-    memory_ = static_cast<std::byte*>(
-        ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (memory_ == MAP_FAILED || ::mprotect(memory_ + used, page, PROT_NONE) != 0) std::abort();
-    data_ = reinterpret_cast<T*>(memory_ + used) - n;
-    std::memset(reinterpret_cast<std::byte*>(data_) - canary, 0xa5, canary);
-  }
-  explicit Edge(const std::vector<T>& values) : Edge(static_cast<std::int64_t>(values.size())) {
-    std::copy(values.begin(), values.end(), data_);
-  }
-  Edge(const Edge&) = delete;
-  ~Edge() {
-    const auto* before = reinterpret_cast<const std::uint8_t*>(data_) - canary;
-    for (std::size_t i = 0; i < canary; ++i) EXPECT_EQ(before[i], 0xa5) << "written before the array";
-    ::munmap(memory_, size_);
-  }
-  T* data() { return data_; }
-  T& operator[](std::int64_t i) { return data_[i]; }
-  std::int64_t size() const { return n_; }
-
- private:
-  static constexpr std::size_t canary = 64;
-  std::int64_t n_;
-  std::size_t size_;
-  std::byte* memory_;
-  T* data_;
-};
 
 std::vector<std::int64_t> lengths() {
   std::vector<std::int64_t> all;
@@ -186,90 +149,6 @@ TEST_P(LeafTest, F32ToBf16RoundsToNearestEven) {
     leaf.f32_to_bf16(x.data(), y.data(), n);
     for (std::int64_t i = 0; i < n; ++i) EXPECT_EQ(y[i].bits, test::nearest_bf16(x[i])) << n;
   }
-}
-
-/// Two tiles one after the other, against the softmax of all their rows at once.
-template <class T>
-void check_attend(const LeafKernels& leaf, Random& random, std::int64_t heads, std::int64_t d_qk,
-                  std::int64_t d_v, std::int64_t first, std::int64_t second, double spread) {
-  constexpr DType type = sizeof(T) == 2 ? DType::bf16 : DType::f32;
-  const std::int64_t width = d_qk + d_v, total = first + second;
-  test::PlainRows plain{random.values(total * width), total, width, d_qk, width};
-  for (std::int64_t i = 0; i < total * width; ++i) {
-    plain.data[i] =
-        test::rounded(plain.data[i] * (i % width < d_qk ? static_cast<float>(spread) : 1.0f), type);
-  }
-  std::vector<std::unique_ptr<Edge<T>>> memory;  // each row ends at the edge
-  std::vector<const std::byte*> rows;
-  for (std::int64_t r = 0; r < total; ++r) {
-    memory.push_back(std::make_unique<Edge<T>>(width));
-    for (std::int64_t i = 0; i < width; ++i) {
-      if constexpr (type == DType::bf16)
-        (*memory.back())[i] = to_bf16(plain.data[r * width + i]);
-      else
-        (*memory.back())[i] = plain.data[r * width + i];
-    }
-    rows.push_back(reinterpret_cast<const std::byte*>(memory.back()->data()));
-  }
-  const std::int64_t stride = d_qk + 2;
-  Edge<float> query(random.values((heads - 1) * stride + d_qk));
-  const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(d_qk)));
-  const auto expected =
-      test::plain_attention({heads, 1, d_qk, d_v, scale, false}, {query.data(), 1, 0, stride}, plain);
-
-  Edge<float> max(std::vector<float>(static_cast<std::size_t>(heads), -infinity));
-  Edge<float> sum(std::vector<float>(static_cast<std::size_t>(heads), 0.0f));
-  Edge<float> acc(std::vector<float>(static_cast<std::size_t>(heads * d_v), 0.0f));
-  AttendTile tile{query.data(), stride,      heads,     d_qk, d_v,
-                  scale,        rows.data(), first,     0,    d_qk * static_cast<std::int64_t>(sizeof(T)),
-                  max.data(),   sum.data(),  acc.data()};
-  const auto run = type == DType::bf16 ? leaf.attend_bf16 : leaf.attend_f32;
-  run(tile);
-  tile.rows += first;
-  tile.num_rows = second;
-  if (second > 0) run(tile);
-  const double tolerance = 2e-6 * (1 + spread);  // the error of a score grows with its size
-  for (std::int64_t h = 0; h < heads; ++h) {
-    EXPECT_NEAR(max[h] + std::log(sum[h]), expected.lse[h],
-                tolerance * std::max(1.0, std::abs(expected.lse[h])));
-    for (std::int64_t i = 0; i < d_v; ++i) {
-      const std::int64_t at = h * d_v + i;
-      ASSERT_NEAR(acc[at] / sum[h], expected.out[at], tolerance * expected.weight[at] + 1e-30)
-          << "heads " << heads << " d_qk " << d_qk << " d_v " << d_v << " rows " << first << "+" << second
-          << " head " << h;
-    }
-  }
-}
-
-TEST_P(LeafTest, AttendTile) {
-  for (std::int64_t d = 1; d <= 70; ++d) {  // every width of vector tail, every row count
-    const std::int64_t first = 1 + d % 64, second = d * 7 % 65;
-    check_attend<float>(leaf, random, 1 + d % 5, d, 71 - d, first, second, 1);
-    check_attend<bf16>(leaf, random, 1 + d % 5, 71 - d, d, first, second, 1);
-  }
-  for (const std::int64_t heads : {1, 15, 16}) {
-    check_attend<float>(leaf, random, heads, 576, 512, 64, 64, 1);
-    check_attend<bf16>(leaf, random, heads, 576, 512, 63, 1, 1);
-  }
-}
-
-/// Scores of some 300: most exps are exactly 0, and the maximum moves from tile to tile.
-TEST_P(LeafTest, AttendTileWithLargeScores) {
-  for (int i = 0; i < 20; ++i) {
-    check_attend<float>(leaf, random, 3, 8, 5, 30, 31, 150);
-    check_attend<bf16>(leaf, random, 3, 8, 5, 64, 2, 150);
-  }
-}
-
-/// A broken key must not pass for one that nobody looks at.
-TEST_P(LeafTest, NanKeyShowsInTheResult) {
-  const float nan = std::numeric_limits<float>::quiet_NaN(), query = 1.0f;
-  const float row[2][2] = {{0.5f, 1.0f}, {nan, 2.0f}};  // key, value
-  const std::byte* rows[] = {reinterpret_cast<const std::byte*>(row[0]),
-                             reinterpret_cast<const std::byte*>(row[1])};
-  float max = -infinity, sum = 0.0f, acc = 0.0f;
-  leaf.attend_f32({&query, 1, 1, 1, 1, 1.0f, rows, 2, 0, 4, &max, &sum, &acc});
-  EXPECT_TRUE(std::isnan(acc / sum));
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, LeafTest, testing::ValuesIn(test::supported_isas()),

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "support/allocations.h"
 #include "support/oracle.h"
 
 namespace mla {
@@ -135,6 +136,45 @@ TEST(MatmulTest, MatchesLoopsInDouble) {
         check(any_weight(type, rows, cols, random), 0, rows, transposed, compute, m, random);
         turn += 1 + (turn % 19 == 0);  // out of step with the loops
       }
+    }
+  }
+}
+
+TEST(MatmulTest, MatchesAtEveryTokenCount) {
+  Random random(6);
+  for (std::int64_t m = 1; m <= 50; ++m) {
+    for (const DType type : stored_types) {
+      const DType compute = compute_types[m % 2];
+      const std::int64_t n = 1 + random.below(140), k = random.below(60);
+      check(any_weight(type, n, k, random), 0, n, false, compute, m, random);
+      check(any_weight(type, k, n, random), 0, k, true, compute, m, random);
+    }
+  }
+  for (const bool transposed : {false, true}) {
+    check(any_weight(DType::f32, 0, 0, random), 0, 0, transposed, DType::f32, 3, random);
+    check(any_weight(DType::bf16, 3, 0, random), 0, 3, transposed, DType::bf16, 3, random);
+    check(any_weight(DType::bf16, 0, 3, random), 0, 0, transposed, DType::bf16, 3, random);
+  }
+}
+
+TEST(MatmulTest, AllocatesNothingOnceWarm) {
+  const test::Threads one(1);
+  Random random(7);
+  for (const DType type : stored_types) {
+    for (const DType compute : compute_types) {
+      const Stored stored(type, 70, 90, random, 128, 128);
+      const auto x = random.values(30 * 90);
+      std::vector<float> y(30 * 90);
+      const auto run = [&](std::int64_t m) {
+        matmul({x.data(), m, 90}, stored.weight, compute, {y.data(), m, 70});
+        matmul_transposed({x.data(), m, 70}, stored.weight, compute, {y.data(), m, 90});
+      };
+      run(30);
+      run(1);
+      const std::int64_t before = test::allocations();
+      run(30);
+      run(1);
+      EXPECT_EQ(test::allocations(), before) << name_of(type) << " " << name_of(compute);
     }
   }
 }

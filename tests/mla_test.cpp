@@ -5,136 +5,26 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
-#include <complex>
 
+#include "mla/attention/form_cost.h"
+#include "support/layers.h"
 #include "support/oracle.h"
 
 namespace mla {
 namespace {
 
-using Matrix = std::vector<std::vector<double>>;
+using test::as_rows;
+using test::difference;
+using Layer = test::MlaLayer;
+using test::LayerAnswer;
 using test::Random;
 
-struct Sizes {
-  std::int64_t d, heads, q_rank, d_c, d_n, d_r, d_v;
-  RopeLayout layout;
-};
-
 constexpr RopeLayout pairs = RopeLayout::interleaved, halves = RopeLayout::half_split;
-constexpr Sizes all_sizes[] = {
+constexpr test::MlaSizes all_sizes[] = {
     {19, 3, 0, 11, 5, 4, 9, pairs}, {19, 3, 7, 11, 5, 4, 9, halves}, {32, 4, 24, 16, 8, 8, 8, pairs},
     {8, 1, 5, 3, 1, 2, 1, halves},  {33, 7, 13, 40, 6, 6, 3, pairs}, {24, 2, 0, 70, 17, 2, 33, halves},
+    {20, 3, 7, 12, 6, 0, 8, pairs},  // nothing is rotated
 };
-
-/// Random weights of one layer, and the layer.
-struct Layer {
-  Layer(const Sizes& s, Random& random)
-      : shape{s.d,   s.heads, s.q_rank, s.d_c,
-              s.d_n, s.d_r,   s.d_v,    1 / std::sqrt(static_cast<double>(s.d_n + s.d_r)),
-              1e-6} {
-    spec.dim = s.d_r;
-    spec.layout = s.layout;
-    const auto make = [&](std::vector<float>& to, std::int64_t rows, std::int64_t cols) {
-      to = random.values(rows * cols, 1.2 / std::sqrt(static_cast<double>(cols)));
-      return as_weight({to.data(), rows, cols});
-    };
-    if (s.q_rank > 0) {
-      weights.q_a_proj = make(q_a, s.q_rank, s.d);
-      weights.q_b_proj = make(q_b, s.heads * (s.d_n + s.d_r), s.q_rank);
-      q_norm = random.values(s.q_rank);
-      weights.q_a_norm = q_norm;
-    } else {
-      weights.q_proj = make(q_b, s.heads * (s.d_n + s.d_r), s.d);
-    }
-    weights.kv_a_proj = make(kv_a, s.d_c + s.d_r, s.d);
-    kv_norm = random.values(s.d_c);
-    weights.kv_a_norm = kv_norm;
-    weights.kv_b_proj = make(kv_b, s.heads * (s.d_n + s.d_v), s.d_c);
-    weights.o_proj = make(o, s.d, s.heads * s.d_v);
-  }
-  Layer(const Layer&) = delete;
-
-  MlaShape shape;
-  RopeSpec spec;
-  std::vector<float> q_a, q_b, q_norm, kv_a, kv_norm, kv_b, o;
-  MlaWeights weights;
-};
-
-std::vector<double> times(const std::vector<float>& w, const std::vector<double>& x) {
-  std::vector<double> y(w.size() / x.size());
-  for (std::size_t i = 0; i < w.size(); ++i) y[i / x.size()] += w[i] * x[i % x.size()];
-  return y;
-}
-
-std::vector<double> normed(std::vector<double> x, const std::vector<float>& weight, double epsilon) {
-  double squares = 0;
-  for (const double v : x) squares += v * v;
-  for (std::size_t i = 0; i < x.size(); ++i)
-    x[i] *= weight[i] / std::sqrt(squares / static_cast<double>(x.size()) + epsilon);
-  return x;
-}
-
-/// Turns `dim` values from `x` as complex numbers. The angle is the f32 product that the models were trained
-/// with.
-void turn(double* x, const RopeSpec& spec, std::int64_t position) {
-  for (std::int64_t i = 0; i < spec.dim / 2; ++i) {
-    const auto frequency = static_cast<float>(
-        1 / std::pow(spec.theta, static_cast<double>(2 * i) / static_cast<double>(spec.dim)));
-    double& a = x[spec.layout == pairs ? 2 * i : i];
-    double& b = x[spec.layout == pairs ? 2 * i + 1 : i + spec.dim / 2];
-    const std::complex<double> z =
-        std::complex(a, b) * std::polar(1.0, static_cast<double>(static_cast<float>(position) * frequency));
-    a = z.real();
-    b = z.imag();
-  }
-}
-
-struct Answer {
-  Matrix out;   ///< [tokens][d]
-  Matrix rows;  ///< [tokens][d_c + d_r]: what each token leaves behind
-};
-
-/// The DeepSeek-V2 paper's formulas 37 to 47 (appendix C), token by token and head by head.
-Answer formulas(const Layer& layer, const Matrix& x, std::int64_t first_position) {
-  const MlaShape& s = layer.shape;
-  const std::int64_t d_n = s.qk_nope_head_dim, d_r = s.qk_rope_head_dim, d_v = s.v_head_dim,
-                     d_c = s.kv_lora_rank;
-  Answer answer;
-  Matrix decompressed;  // [tokens][per head: k_nope, v]
-  for (std::size_t t = 0; t < x.size(); ++t) {
-    const std::int64_t position = first_position + static_cast<std::int64_t>(t);
-    std::vector<double> row = times(layer.kv_a, x[t]);
-    const std::vector<double> c = normed({row.begin(), row.begin() + d_c}, layer.kv_norm, s.norm_epsilon);
-    std::copy(c.begin(), c.end(), row.begin());
-    turn(row.data() + d_c, layer.spec, position);
-    answer.rows.push_back(row);
-    decompressed.push_back(times(layer.kv_b, c));
-
-    const auto latent =
-        s.q_lora_rank > 0 ? normed(times(layer.q_a, x[t]), layer.q_norm, s.norm_epsilon) : x[t];
-    std::vector<double> q = times(layer.q_b, latent), concatenated;
-    for (std::int64_t h = 0; h < s.num_heads; ++h) {
-      double* query = q.data() + h * (d_n + d_r);
-      turn(query + d_n, layer.spec, position);
-      std::vector<double> p(t + 1);
-      double sum = 0;
-      for (std::size_t j = 0; j <= t; ++j) {
-        double score = 0;
-        for (std::int64_t i = 0; i < d_n; ++i) score += query[i] * decompressed[j][h * (d_n + d_v) + i];
-        for (std::int64_t i = 0; i < d_r; ++i) score += query[d_n + i] * answer.rows[j][d_c + i];
-        sum += p[j] = std::exp(score * s.softmax_scale);
-      }
-      for (std::int64_t i = 0; i < d_v; ++i) {
-        double value = 0;
-        for (std::size_t j = 0; j <= t; ++j) value += p[j] / sum * decompressed[j][h * (d_n + d_v) + d_n + i];
-        concatenated.push_back(value);
-      }
-    }
-    answer.out.push_back(times(layer.o, concatenated));
-  }
-  return answer;
-}
 
 /// Runs x [tokens, d] through layer 1 of a two-layer cache in chunks, positions counted from
 /// `first_position`.
@@ -150,7 +40,7 @@ std::vector<float> run(const Layer& layer, const std::vector<float>& x, KvCache&
     cache.extend(count);
     rotary.fill(first_position + t, count, table);
     const MlaCall call{1, before, &rotary, &table, form, compute};
-    mla_forward(layer.shape, layer.weights, call, {x.data() + t * d, count, d}, cache, scratch,
+    mla_forward(layer.shape, layer.weights(), call, {x.data() + t * d, count, d}, cache, scratch,
                 {out.data() + t * d, count, d});
   }
   return out;
@@ -161,26 +51,6 @@ KvCache new_cache(const Layer& layer, DType type = DType::f32, std::int64_t page
       RowLayout::latent(layer.shape.kv_lora_rank, layer.shape.qk_rope_head_dim, type), 2, page_rows, 1000));
 }
 
-Matrix as_rows(const std::vector<float>& x, std::int64_t d) {
-  Matrix rows;
-  for (auto at = x.begin(); at != x.end(); at += d) rows.emplace_back(at, at + d);
-  return rows;
-}
-
-/// Largest difference relative to the size (root mean square) of what is expected.
-double difference(const Matrix& expected, const std::vector<float>& found) {
-  double worst = 0, squares = 0;
-  std::size_t i = 0;
-  for (const auto& row : expected) {
-    for (const double value : row) {
-      const double error = std::abs(value - found[i++]);
-      worst = error <= worst ? worst : error;
-      squares += value * value;
-    }
-  }
-  return worst / std::sqrt(squares / static_cast<double>(i));
-}
-
 /// f32 through four products and two norms: some ten roundings of 6e-8 relative to sums a few times larger
 /// than results.
 constexpr double f32_tolerance = 2e-5;
@@ -188,11 +58,11 @@ constexpr double f32_tolerance = 2e-5;
 TEST(MlaTest, BothFormsAreThePapersFormulas) {
   const test::Threads one(1);
   Random random(1);
-  for (const Sizes& sizes : all_sizes) {
+  for (const test::MlaSizes& sizes : all_sizes) {
     const Layer layer(sizes, random);
     for (const std::int64_t first : {0, 1000, 120'000}) {
       const auto x = random.values(40 * sizes.d);
-      const Answer expected = formulas(layer, as_rows(x, sizes.d), first);
+      const LayerAnswer expected = layer.formulas(as_rows(x, sizes.d), first);
       for (const MlaForm form : {MlaForm::decompress, MlaForm::absorb, MlaForm::automatic}) {
         for (const std::int64_t chunk : {1, 7, 40}) {
           KvCache cache = new_cache(layer);
@@ -216,7 +86,7 @@ TEST(MlaTest, LongPastCrossesTheParts) {
   Random random(2);
   const Layer layer(all_sizes[1], random);
   const auto x = random.values(530 * layer.shape.hidden_size);  // parts end at 256 and 512
-  const Answer expected = formulas(layer, as_rows(x, layer.shape.hidden_size), 5);
+  const LayerAnswer expected = layer.formulas(as_rows(x, layer.shape.hidden_size), 5);
   for (const MlaForm form : {MlaForm::decompress, MlaForm::absorb}) {
     for (const std::int64_t chunk : {100, 255, 530}) {
       KvCache cache = new_cache(layer);
@@ -227,10 +97,10 @@ TEST(MlaTest, LongPastCrossesTheParts) {
 
 TEST(MlaTest, Bf16RowsAndProductsStayNear) {
   Random random(3);
-  for (const Sizes& sizes : all_sizes) {
+  for (const test::MlaSizes& sizes : all_sizes) {
     const Layer layer(sizes, random);
     const auto x = random.values(20 * sizes.d);
-    const Answer expected = formulas(layer, as_rows(x, sizes.d), 100);
+    const LayerAnswer expected = layer.formulas(as_rows(x, sizes.d), 100);
     for (const MlaForm form : {MlaForm::decompress, MlaForm::absorb}) {
       for (const DType compute : {DType::f32, DType::bf16}) {
         KvCache cache = new_cache(layer, DType::bf16);
@@ -268,24 +138,94 @@ TEST(MlaTest, AutomaticIsTheFormThatItNames) {
   for (const std::int64_t chunk : {1, 60}) {
     KvCache a = new_cache(layer), b = new_cache(layer);
     const auto found = run(layer, x, a, MlaForm::automatic, chunk, 0);
-    const auto last = run(layer, x, b, choose_form(layer.shape, chunk, 60), chunk, 0);
+    const auto last = run(layer, x, b, choose_form(layer.shape, chunk, 60, DType::f32, DType::f32), chunk, 0);
     const std::int64_t compared = chunk == 1 ? 1 : 60;  // short pasts may choose otherwise
     EXPECT_TRUE(std::equal(found.end() - compared * layer.shape.hidden_size, found.end(),
                            last.end() - compared * layer.shape.hidden_size));
   }
 }
 
-TEST(MlaTest, ChoiceOfFormFollowsTheArithmetic) {
-  const MlaShape v3{7168, 128, 1536, 512, 128, 64, 128, 0.1, 1e-6};
-  EXPECT_EQ(choose_form(v3, 1, 4096), MlaForm::absorb) << "decode";
-  EXPECT_EQ(choose_form(v3, 1, 163'840), MlaForm::absorb);
-  EXPECT_EQ(choose_form(v3, 4, 163'840), MlaForm::absorb) << "a few drafted tokens";
-  EXPECT_EQ(choose_form(v3, 4096, 4096), MlaForm::decompress) << "prefill";
-  EXPECT_EQ(choose_form(v3, 4096, 163'840), MlaForm::decompress);
-  // Decompressing n rows costs 512 * 256 a head, attending saves 1088 - 320 for each token: from 171 tokens
-  // on it pays, but for what absorbing costs each token.
-  EXPECT_EQ(choose_form(v3, 160, 163'840), MlaForm::absorb);
-  EXPECT_EQ(choose_form(v3, 180, 163'840), MlaForm::decompress);
+TEST(FormTest, DecodeIsAbsorbedAndPrefillExplicit) {
+  for (const DType compute : {DType::f32, DType::bf16}) {
+    for (const DType rows : {DType::f32, DType::bf16}) {
+      for (const std::int64_t heads : {8, 20, 128}) {
+        const MlaShape v3{7168, heads, 1536, 512, 128, 64, 128, 0.1, 1e-6};
+        for (const std::int64_t length : {1024, 4096, 163'840}) {
+          for (const std::int64_t tokens : {1, 4}) {  // one, or a few drafted ones
+            EXPECT_EQ(choose_form(v3, tokens, length, compute, rows), MlaForm::absorb)
+                << tokens << " of " << length;
+          }
+          EXPECT_EQ(choose_form(v3, 1024, length, compute, compute), MlaForm::decompress)
+              << "1024 of " << length;
+        }
+        EXPECT_EQ(choose_form(v3, 512, 512, compute, compute), MlaForm::decompress) << "a short prompt";
+      }
+    }
+  }
+}
+
+/// More new tokens over the same rows never bring the absorbed form back, but where a panel of queries
+/// begins: its empty lanes cost the explicit form as much as the others.
+TEST(FormTest, ChoiceChangesOnce) {
+  const MlaShape shapes[] = {{7168, 128, 1536, 512, 128, 64, 128, 0.1, 1e-6},
+                             {2048, 20, 768, 512, 192, 64, 256, 0.1, 1e-6},
+                             {2560, 40, 768, 256, 64, 32, 64, 0.1, 1e-6}};
+  for (const MlaShape& shape : shapes) {
+    for (const DType type : {DType::f32, DType::bf16}) {
+      for (const std::int64_t length : {1024, 8192, 100'000}) {
+        int changes = 0;
+        MlaForm before = MlaForm::absorb;
+        for (std::int64_t tokens = 1; tokens <= 1024; tokens += tokens == 1 ? 31 : 32) {
+          const MlaForm form = choose_form(shape, tokens, length, type, type);
+          changes += form != before;
+          before = form;
+        }
+        EXPECT_LE(changes, 1) << shape.num_heads << " heads, " << length;
+        // In f32, which also serves bf16 where the ISA has no pairs of it, wide values make the absorbed form
+        // the better one for any number of tokens.
+        if (form_costs(type, type).compute == DType::bf16 || shape.v_head_dim <= 128) {
+          EXPECT_EQ(before, MlaForm::decompress) << shape.num_heads << " heads, " << length;
+        }
+      }
+    }
+  }
+}
+
+TEST(FormTest, TermsCountTheArithmetic) {
+  const MlaShape shape{64, 3, 0, 16, 8, 4, 6, 0.1, 1e-6};
+  // 2 tokens that see 4 and 5 rows.
+  const FormTerms explicit_terms = form_terms(MlaForm::decompress, shape, 2, 5, DType::f32);
+  EXPECT_EQ(explicit_terms[2], 5 * 3 * 16 * (8 + 6));
+  EXPECT_EQ(explicit_terms[4], (4 + 5) * 3 * (8 + 4 + 6));
+  const FormTerms absorbed_terms = form_terms(MlaForm::absorb, shape, 2, 5, DType::f32);
+  EXPECT_EQ(absorbed_terms[2], 2 * 3 * 16 * (8 + 6));
+  EXPECT_EQ(absorbed_terms[4], (4 + 5) * 3 * (16 + 4 + 16));
+  const FormCosts costs{DType::f32, DType::f32, {1, 0, 0, 0, 2}, {0, 0, 1, 0, 0}};
+  EXPECT_EQ(form_time(costs, MlaForm::decompress, shape, 2, 5), 1 + 2 * explicit_terms[4]);
+  EXPECT_EQ(form_time(costs, MlaForm::absorb, shape, 2, 5), absorbed_terms[2]);
+}
+
+TEST(FormTest, FitFindsTheCosts) {
+  const FormTerms costs{2e7, 25, 0, 100, 5};
+  std::vector<FormSample> samples;
+  for (const std::int64_t heads : {8, 16, 128}) {
+    const MlaShape shape{64, heads, 0, 512, 128, 64, 128, 0.1, 1e-6};
+    for (const std::int64_t tokens : {1, 3, 40, 500}) {
+      for (const std::int64_t length : {500, 1000, 30'000}) {
+        FormSample sample{form_terms(MlaForm::absorb, shape, tokens, length, DType::f32), 0, 1};
+        for (std::size_t i = 0; i < costs.size(); ++i) sample.time += costs[i] * sample.terms[i];
+        samples.push_back(sample);
+      }
+    }
+  }
+  const FormTerms found = fit_form_costs(samples);
+  for (std::size_t i = 0; i < costs.size(); ++i) EXPECT_NEAR(found[i], costs[i], 0.01 * costs[i] + 0.01) << i;
+  samples[0].time *= 1e-3;  // no costs give this; none falls below 0 for it
+  for (const double cost : fit_form_costs(samples)) EXPECT_GE(cost, 0);
+}
+
+TEST(FormTest, RefusesWhatNothingComputesIn) {
+  EXPECT_NE(test::error_of([] { form_costs(DType::i8, DType::bf16); }), "");
 }
 
 TEST(MlaTest, RefusesTokensThatDoNotEndTheCache) {
@@ -302,7 +242,7 @@ TEST(MlaTest, RefusesTokensThatDoNotEndTheCache) {
   for (const std::int64_t first : {0, 2, 4}) {
     const MlaCall call{0, first, &rotary, &table, MlaForm::absorb, DType::f32};
     EXPECT_NE(
-        test::error_of([&] { mla_forward(layer.shape, layer.weights, call, view, cache, scratch, view); }),
+        test::error_of([&] { mla_forward(layer.shape, layer.weights(), call, view, cache, scratch, view); }),
         "")
         << first;
   }

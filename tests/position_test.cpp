@@ -236,8 +236,68 @@ TEST(LongropeTest, LongestLengthChoosesTheDivisors) {
   EXPECT_NE(error_of([&] { Rotary(spec, 100); }), "");
 }
 
-TEST(RotaryTest, RefusesOddAndEmptyDims) {
-  for (const std::int64_t dim : {0, -2, 1, 7}) EXPECT_NE(error_of([&] { Rotary(plain(dim), 1); }), "") << dim;
+TEST(RotaryTest, RefusesOddDims) {
+  for (const std::int64_t dim : {-2, 1, 7}) EXPECT_NE(error_of([&] { Rotary(plain(dim), 1); }), "") << dim;
+}
+
+TEST(RotaryTest, NoDimsTurnNothing) {
+  const Rotary rotary(plain(0), 1);
+  Rotary::Table table;
+  rotary.fill(5, 3, table);
+  float x = 7;
+  rotary.rotate(table, 2, &x);
+  EXPECT_EQ(x, 7);
+}
+
+/// Waves shorter than original / high are kept, those longer than original / low divided by the factor, and
+/// between them the share that is kept falls with the wave's rotations.
+TEST(RotaryTest, Llama3ByTheWaveLength) {
+  RopeSpec spec = plain(64);
+  spec.theta = 500'000;
+  spec.scaling = RopeScaling::llama3;
+  spec.factor = 8;
+  spec.original_context = 8192;
+  spec.low_freq_factor = 1;
+  spec.high_freq_factor = 4;
+  const auto found = rope_frequencies(spec, 1);
+  int kept = 0, between = 0, divided = 0;
+  for (std::size_t i = 0; i < 32; ++i) {
+    const double exact = std::pow(500'000.0, -static_cast<double>(i) / 32);
+    const double wave = 2 * std::numbers::pi / exact;
+    double expected = exact;
+    if (wave > 8192) {
+      expected = exact / 8;
+      ++divided;
+    } else if (wave >= 8192.0 / 4) {
+      const double smooth = (8192 / wave - 1) / (4 - 1);
+      expected = (1 - smooth) * exact / 8 + smooth * exact;
+      ++between;
+    } else {
+      ++kept;
+    }
+    EXPECT_NEAR(found[i], expected, 1e-6 * expected) << i;
+  }
+  EXPECT_TRUE(kept > 0 && between > 1 && divided > 0) << kept << " " << between << " " << divided;
+}
+
+TEST(AdditiveTest, AddsToEachRowItsPosition) {
+  for (const auto kind : {PositionKind::rotary, PositionKind::none, PositionKind::integer,
+                          PositionKind::binary, PositionKind::sinusoidal}) {
+    std::vector<float> x(3 * 10, 0.5f);
+    Buffer<float> memory;
+    add_positions(kind, 41, {x.data(), 3, 6, 10}, memory);
+    for (std::int64_t t = 0; t < 3; ++t) {
+      std::vector<float> expected(6, 0.0f);
+      if (kind == PositionKind::integer) integer_position(41 + t, 6, expected.data());
+      if (kind == PositionKind::binary) binary_position(41 + t, 6, expected.data());
+      if (kind == PositionKind::sinusoidal) sinusoidal_position(41 + t, 6, expected.data());
+      for (std::int64_t i = 0; i < 10; ++i)
+        EXPECT_EQ(x[static_cast<std::size_t>(t * 10 + i)], i < 6 ? 0.5f + expected[i] : 0.5f);
+    }
+  }
+  float x = 0;
+  Buffer<float> memory;
+  EXPECT_NE(error_of([&] { add_positions(PositionKind::binary, -1, {&x, 1, 1}, memory); }), "");
 }
 
 TEST(AdditiveTest, IntegerAndBinary) {

@@ -168,7 +168,9 @@ TEST_F(SessionTest, RefusesBadOptions) {
 }
 
 TEST_F(SessionTest, PagesHoldTheRowsAndNothingElse) {
-  for (const DType type : {DType::f32, DType::bf16}) {
+  const std::pair<DType, std::int64_t> row_bytes[] = {
+      {DType::f32, 160}, {DType::bf16, 80}, {DType::f8_e4m3, 52}, {DType::i8, 64}};
+  for (const auto& [type, bytes] : row_bytes) {
     SessionOptions o = options(MlaForm::absorb, 512, 8);
     o.cache_type = type;
     Session session(model, o);
@@ -176,8 +178,7 @@ TEST_F(SessionTest, PagesHoldTheRowsAndNothingElse) {
     for (const std::size_t length : {1u, 8u, 9u, 96u}) {
       session.feed(part(static_cast<std::size_t>(session.length()), length));
       const std::int64_t rows = (static_cast<std::int64_t>(length) + 7) / 8 * 8;
-      EXPECT_EQ(session.cache().pool().bytes_in_use(), rows * 3 * (32 + 8) * size_of(type))
-          << "3 layers of c_kv and k_rope";
+      EXPECT_EQ(session.cache().pool().bytes_in_use(), rows * 3 * bytes) << "3 layers of c_kv and k_rope";
     }
   }
 }
@@ -194,11 +195,12 @@ class EmbeddedModelTest : public testing::Test {
 
 TEST_F(EmbeddedModelTest, LogitsOfHeldBackTextAreTransformers) {
   const NpyArray expected = read_npy(test::data() / "default" / "logits.npy");
-  const auto count = static_cast<std::int64_t>(ids.size());
+  const std::int64_t count = 64;  // of the ids
   ASSERT_EQ(expected.shape, (std::vector<std::int64_t>{count, model.config().vocab_size}));
   for (const MlaForm form : {MlaForm::decompress, MlaForm::absorb, MlaForm::automatic}) {
     std::vector<float> logits(expected.data.size());
-    Session(model, options(form, 100)).feed_all(ids, {logits.data(), count, model.config().vocab_size});
+    Session(model, options(form, 25))
+        .feed_all(std::span(ids).first(count), {logits.data(), count, model.config().vocab_size});
     const auto d = test::difference(expected.data, logits);
     RecordProperty("max_of_form_" + std::to_string(static_cast<int>(form)), std::to_string(d.max));
     RecordProperty("mean_of_form_" + std::to_string(static_cast<int>(form)), std::to_string(d.mean));
@@ -244,13 +246,12 @@ TEST_F(EmbeddedModelTest, NothingButTheCacheGrowsWithLength) {
     };
     feed(576);  // beyond the part of 512 rows that decompressing and attending work on at a time
     for (const std::int64_t more : {64, 320}) {
-      const std::int64_t held = allocated(), pages = session.cache().pool().bytes_in_use();
+      const std::int64_t before = allocated(), pages = session.cache().pool().bytes_in_use();
       feed(more);
-      const std::int64_t growth = allocated() - held,
-                         page_growth = session.cache().pool().bytes_in_use() - pages;
+      const std::int64_t growth = allocated() - before,  // pages do not come from malloc
+          page_growth = session.cache().pool().bytes_in_use() - pages;
       EXPECT_EQ(page_growth, more * 4 * (64 + 16) * 4) << "4 layers of 64 + 16 values in f32";
-      EXPECT_NEAR(static_cast<double>(growth), static_cast<double>(page_growth), 4096)
-          << "after " << more << " tokens";
+      EXPECT_NEAR(static_cast<double>(growth), 0, 4096) << "beside the pages, after " << more << " tokens";
     }
   }
 #endif

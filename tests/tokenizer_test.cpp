@@ -11,7 +11,7 @@
 #include "mla/core/error.h"
 #include "mla/core/json.h"
 #include "mla/core/mapped_file.h"
-#include "mla/model/tokenizer/utf8.h"
+#include "mla/core/utf8.h"
 
 namespace mla {
 namespace {
@@ -129,7 +129,7 @@ TEST(Tokenizer, KnowsItsSpecialTokens) {
   EXPECT_EQ(v3.encode_prompt("Hi"), (Ids{0, 23166}));
   EXPECT_EQ(v3.encode("Hi"), Ids{23166});
   const Tokenizer& embedded = tokenizer_of("default");
-  EXPECT_EQ(embedded.vocab_size(), 2048);
+  EXPECT_EQ(embedded.vocab_size(), 4096);
   EXPECT_EQ(embedded.encode_prompt("God"), embedded.encode("God"));
   EXPECT_EQ(embedded.bos_id(), std::nullopt);
 }

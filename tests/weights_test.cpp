@@ -135,6 +135,50 @@ TEST_F(WeightsTest, CopyOfACheckpointBinds) {
   }
 }
 
+TEST_F(WeightsTest, HeadsBindAndKeepTheirTypes) {
+  for (const std::string& name : test::heads_names()) {
+    const fs::path from = test::data() / "reference" / name;
+    const ModelConfig c = read_config(from);
+    const Checkpoint checkpoint = Checkpoint::open(from);
+    const ModelWeights w = bind_weights(c, checkpoint);
+    ASSERT_EQ(static_cast<std::int64_t>(w.layers.size()), c.num_layers) << name;
+    const HeadsWeights& heads = w.layers[1].heads;
+    for (const auto& [tensor, weight] : std::map<std::string, Weight>{
+             {"q", heads.q_proj}, {"k", heads.k_proj}, {"v", heads.v_proj}, {"o", heads.o_proj}}) {
+      const StoredTensor& stored = *checkpoint.find(attention + tensor + "_proj.weight");
+      EXPECT_EQ(weight.data, stored.data.data()) << "a view, not a copy";
+      EXPECT_EQ(stored.shape, (std::vector<std::int64_t>{weight.rows, weight.cols}));
+      EXPECT_EQ(weight.dtype, name == "llama-gqa" ? DType::bf16 : DType::f32);
+    }
+    EXPECT_TRUE(w.layers[1].mla.o_proj.empty());
+    EXPECT_EQ(w.head.data == w.embedding.data, c.tied_head);
+  }
+}
+
+TEST_F(WeightsTest, HeadsAreCheckedAsOthersAre) {
+  load("llama-mqa");
+  for (const char* part : {"q", "k", "v", "o"}) {
+    const std::string name = attention + part + "_proj.weight";
+    expect_refused([&](Tensors& t, auto&) { t.erase(name); }, {"tensor " + name + ": found nothing"}, false);
+  }
+  const std::string k = attention + "k_proj.weight";
+  expect_refused([&](Tensors& t, auto&) { t.at(k).shape = {48, 20}; }, {k, "[48, 20]", "[20, 48]"});
+  expect_refused([&](Tensors&, nlohmann::json& c) { c["num_key_value_heads"] = 2; },
+                 {"k_proj", "[20, 48]", "[40, 48]"});
+  for (const char* surplus : {"q_proj.bias", "kv_b_proj.weight"}) {
+    expect_refused(
+        [&](Tensors& t, auto&) {
+          t[attention + surplus] = {"F32", {3}, zeros(12)};
+        },
+        {surplus, "uses it"});
+  }
+  expect_refused(
+      [&](Tensors& t, auto&) {
+        t.at(k) = {"I32", {20, 48}, zeros(4 * 20 * 48)};
+      },
+      {k, "found I32"});
+}
+
 TEST_F(WeightsTest, MissingTensorsAreNamed) {
   load("v3");
   for (const std::string& name :

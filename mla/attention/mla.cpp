@@ -4,9 +4,11 @@
 #include <cstring>
 
 #include "mla/attention/attention.h"
+#include "mla/attention/prefill.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
 #include "mla/kernels/ops.h"
+#include "mla/kernels/prefill.h"
 
 namespace mla {
 namespace {
@@ -16,7 +18,7 @@ MatrixView<float> head(MatrixView<float> x, std::int64_t h, std::int64_t width) 
   return x.columns(h * width, width);
 }
 
-/// Queries [tokens, n_h (d_n + d_r)], the rope part of each head turned to its token's position.
+/// Queries [tokens, n_h (d_n + d_r)], each head's rope part turned to its token's position. (Chapter 3.2.1.)
 MatrixView<float> make_queries(const MlaShape& s, const MlaWeights& w, const MlaCall& call,
                                MatrixView<const float> x, MlaScratch& scratch) {
   MatrixView<float> q = matrix_in(scratch.queries, x.rows, s.num_heads * s.qk_head_dim());
@@ -36,7 +38,7 @@ MatrixView<float> make_queries(const MlaShape& s, const MlaWeights& w, const Mla
   return q;
 }
 
-/// Computes each token's row [c_kv | k_rope] and stores it: all that a token leaves behind.
+/// Computes each token's row [c_kv | k_rope] and stores it: all that it leaves behind. (Chapter 3.2.2.)
 void append_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<const float> x,
                  KvCache& cache, MlaScratch& scratch) {
   MatrixView<float> rows = matrix_in(scratch.latents, x.rows, s.latent_width());
@@ -54,7 +56,7 @@ QueryView as_queries(MatrixView<float> q, std::int64_t head_stride) {
 }
 
 /// Absorbed: scores are (q_nope W_UK | q_rope) . (c_kv | k_rope), the sum runs over the latents, W_UV comes
-/// last.
+/// last. (Chapter 3.3.2 and 3.3.3.)
 void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<float> q,
                      const KvView& kv, MlaScratch& scratch, MatrixView<float> values) {
   MatrixView<float> absorbed = matrix_in(scratch.absorbed, q.rows, s.num_heads * s.latent_width());
@@ -80,13 +82,15 @@ void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call
 void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, const KvView& kv,
                      const RowLayout& cached, std::int64_t first, std::int64_t count,
                      const RowLayout& expanded, MlaScratch& scratch) {
-  MatrixView<float> latents = matrix_in(scratch.part_latents, count, s.latent_width());
+  const std::int64_t room = (count + 63) / 64 * 64;  // so that memory is not taken token by token
+  MatrixView<float> latents = matrix_in(scratch.part_latents, room, s.latent_width()).block(0, count);
   for (std::int64_t i = 0; i < count; ++i) cached.read(kv.row(first + i), s.latent_width(), latents.row(i));
   MatrixView<float> both =
-      matrix_in(scratch.part_expanded, count, s.num_heads * (s.qk_nope_head_dim + s.v_head_dim));
+      matrix_in(scratch.part_expanded, room, s.num_heads * (s.qk_nope_head_dim + s.v_head_dim))
+          .block(0, count);
   matmul(latents.columns(0, s.kv_lora_rank), w.kv_b_proj, call.compute, both);
 
-  scratch.part_rows.resize(count * expanded.bytes());
+  scratch.part_rows.resize(room * expanded.bytes());
   parallel_for(count, expanded.values(), [&](std::int64_t i) {
     thread_local Buffer<float> memory;
     float* row = memory.resize(expanded.values());
@@ -101,16 +105,21 @@ void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call
   });
 }
 
-/// Explicit: keys and values of every head are rebuilt from the latents, one part of the past at a time.
+/// Explicit: keys and values of every head are rebuilt from the latents, part by part. (Chapter 3.4.3.)
 void attend_decompressed(const MlaShape& s, const MlaWeights& w, const MlaCall& call, MatrixView<float> q,
                          const KvView& kv, const RowLayout& cached, MlaScratch& scratch,
                          MatrixView<float> values) {
+  if (call.compute == DType::bf16 && has_prefill()) {
+    const LatentShape latent{s.num_heads,        s.kv_lora_rank, s.qk_nope_head_dim,
+                             s.qk_rope_head_dim, s.v_head_dim,   static_cast<float>(s.softmax_scale)};
+    return prefill_latents(latent, w.kv_b_proj, q, kv, cached, values);
+  }
   const AttentionShape shape{
       s.num_heads, s.num_heads, s.qk_head_dim(), s.v_head_dim, static_cast<float>(s.softmax_scale), true};
   const RowLayout expanded = RowLayout::heads(s.num_heads, s.qk_head_dim(), s.v_head_dim, call.compute);
-  OnlineAttention attention(shape, as_queries(q, s.qk_head_dim()), kv.length, values.data);
-  for (std::int64_t first = 0; first < kv.length; first += OnlineAttention::split_rows) {
-    const std::int64_t count = std::min(OnlineAttention::split_rows, kv.length - first);
+  OnlineAttention attention(shape, as_queries(q, s.qk_head_dim()), kv.length, values.data, scratch.sums);
+  for (std::int64_t first = 0; first < kv.length; first += OnlineAttention::part_rows) {
+    const std::int64_t count = std::min(OnlineAttention::part_rows, kv.length - first);
     decompress_rows(s, w, call, kv, cached, first, count, expanded, scratch);
     const std::byte* page = scratch.part_rows.data();
     attention.add(dense_view(expanded, page, count), first);
@@ -128,16 +137,18 @@ Weight MlaWeights::w_uv(const MlaShape& s, std::int64_t h) const {
   return kv_b_proj.row_block(h * (s.qk_nope_head_dim + s.v_head_dim) + s.qk_nope_head_dim, s.v_head_dim);
 }
 
-MlaForm choose_form(const MlaShape& s, std::int64_t tokens, std::int64_t length) {
-  // Multiply-adds per head. Explicit: rebuild `length` keys and values, then attend to them. Absorbed: W_UK
-  // and W_UV once per token, then attend to the latents. Doubles, since the products of real lengths are
-  // large.
-  const auto m = static_cast<double>(tokens), n = static_cast<double>(length);
-  const auto d_c = static_cast<double>(s.kv_lora_rank), d_r = static_cast<double>(s.qk_rope_head_dim);
-  const auto d_n = static_cast<double>(s.qk_nope_head_dim), d_v = static_cast<double>(s.v_head_dim);
-  const double decompress = n * d_c * (d_n + d_v) + m * n * (d_n + d_r + d_v);
-  const double absorb = m * d_c * (d_n + d_v) + m * n * (d_c + d_r + d_c);
-  return decompress < absorb ? MlaForm::decompress : MlaForm::absorb;
+void mla_attend(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call,
+                MatrixView<float> queries, const KvCache& cache, MlaScratch& scratch,
+                MatrixView<float> values) {
+  const KvView past = cache.view(call.layer);
+  const MlaForm form = call.form == MlaForm::automatic
+                           ? choose_form(shape, queries.rows, past.length, call.compute, past.type)
+                           : call.form;
+  if (form == MlaForm::absorb) {
+    attend_absorbed(shape, weights, call, queries, past, scratch, values);
+  } else {
+    attend_decompressed(shape, weights, call, queries, past, cache.pool().layout(), scratch, values);
+  }
 }
 
 void mla_forward(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call,
@@ -147,14 +158,8 @@ void mla_forward(const MlaShape& shape, const MlaWeights& weights, const MlaCall
           call.first_position + x.rows, cache.length());
   MatrixView<float> queries = make_queries(shape, weights, call, x, scratch);
   append_rows(shape, weights, call, x, cache, scratch);
-  const KvView past = cache.view(call.layer);
   MatrixView<float> values = matrix_in(scratch.values, x.rows, shape.num_heads * shape.v_head_dim);
-  const MlaForm form = call.form == MlaForm::automatic ? choose_form(shape, x.rows, past.length) : call.form;
-  if (form == MlaForm::absorb) {
-    attend_absorbed(shape, weights, call, queries, past, scratch, values);
-  } else {
-    attend_decompressed(shape, weights, call, queries, past, cache.pool().layout(), scratch, values);
-  }
+  mla_attend(shape, weights, call, queries, cache, scratch, values);
   matmul(values, weights.o_proj, call.compute, out);
 }
 

@@ -11,9 +11,9 @@ namespace mla {
 
 /// The two ways to attend to a latent cache (DeepSeek-V2, section 2.1). Both give the same numbers.
 enum class MlaForm {
-  automatic,   ///< whichever does less arithmetic for the call
+  automatic,   ///< whichever is faster for the call: choose_form
   decompress,  ///< explicit: K and V are rebuilt from the latents with W_UK and W_UV, then multi-head
-               ///< attention
+               ///< attention (chapter 3.4.3)
   absorb,  ///< absorbed: W_UK goes into the query and W_UV behind the sum; attention runs over the latents
            ///< themselves
 };
@@ -34,7 +34,7 @@ struct MlaShape {
   std::int64_t latent_width() const { return kv_lora_rank + qk_rope_head_dim; }
 };
 
-/// Weights of one MLA layer. Checkpoint names on the right.
+/// Weights of one MLA layer. Checkpoint names on the right. (Chapter 3.2.)
 struct MlaWeights {
   Weight q_proj;                     ///< [n_h (d_n + d_r), d]     q_proj, only without query compression
   Weight q_a_proj;                   ///< W_DQ [d_c', d]           q_a_proj
@@ -58,9 +58,10 @@ struct MlaScratch {
   Buffer<float> absorbed;       // [tokens, n_h (d_c + d_r)]
   Buffer<float> context;        // [tokens, n_h d_c]
   Buffer<float> values;         // [tokens, n_h d_v]
-  Buffer<float> part_latents;   // [split_rows, d_c + d_r]
-  Buffer<float> part_expanded;  // [split_rows, n_h (d_n + d_v)]
-  Buffer<std::byte> part_rows;  // [split_rows] rows [k | v] per head
+  Buffer<float> sums;           // [2, tokens, n_h]
+  Buffer<float> part_latents;   // [part_rows, d_c + d_r]
+  Buffer<float> part_expanded;  // [part_rows, n_h (d_n + d_v)]
+  Buffer<std::byte> part_rows;  // [part_rows] rows [k | v] per head
 };
 
 /// Tokens that one call works on, and how.
@@ -79,8 +80,16 @@ struct MlaCall {
 void mla_forward(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call,
                  MatrixView<const float> x, KvCache& cache, MlaScratch& scratch, MatrixView<float> out);
 
-/// The form that `automatic` means for `tokens` new tokens over `length` rows in all: the one with fewer
-/// multiply-adds.
-MlaForm choose_form(const MlaShape& shape, std::int64_t tokens, std::int64_t length);
+/// The part of mla_forward that the forms differ in: attention of the rotated queries [tokens, n_h (d_n +
+/// d_r)], whose tokens' rows end `cache`: values [tokens, n_h d_v]. (Chapter 3.3.2, 3.3.3 and 3.4.3.)
+void mla_attend(const MlaShape& shape, const MlaWeights& weights, const MlaCall& call,
+                MatrixView<float> queries, const KvCache& cache, MlaScratch& scratch,
+                MatrixView<float> values);
+
+/// The form that `automatic` means for `tokens` new tokens over `length` rows in all, stored as `rows`: the
+/// one that takes less time by the measured costs in form_cost.h. It depends on nothing else (not on
+/// threads), so the same call chooses the same form on one CPU. (Chapter 3.3.2.)
+MlaForm choose_form(const MlaShape& shape, std::int64_t tokens, std::int64_t length, DType compute,
+                    DType rows);
 
 }  // namespace mla

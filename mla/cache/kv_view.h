@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "mla/cache/row_layout.h"
+#include "mla/core/buffer.h"
 
 namespace mla {
 
@@ -24,14 +25,11 @@ struct KvView {
     return pages[i / page_rows] + page_offset + i % page_rows * row_bytes;
   }
 
-  /// out[i] = row(first + i) + offset, for `count` rows.
-  void list_rows(std::int64_t first, std::int64_t count, std::int64_t offset, const std::byte** out) const {
-    std::int64_t slot = first % page_rows;
-    for (std::int64_t page = first / page_rows; count > 0; ++page, slot = 0) {
-      const std::byte* at = pages[page] + page_offset + offset + slot * row_bytes;
-      for (; slot < page_rows && count > 0; ++slot, --count, at += row_bytes) *out++ = at;
-    }
-  }
+  /// The rows [first, first + count) in runs of four, `first` being a multiple of four: runs[i] is row first
+  /// + 4 i plus `offset` bytes, with the next three rows at row_bytes from it. A run that crosses pages or
+  /// ends behind the last row is copied into `copies`, with zeros for rows that do not exist.
+  void list_runs(std::int64_t first, std::int64_t count, std::int64_t offset, const std::byte** runs,
+                 Buffer<std::byte>& copies) const;
 };
 
 /// A dense tensor of `length` rows as a view. `page` must outlive it and point to the tensor's first byte.

@@ -1,5 +1,8 @@
 #include "mla/cache/page_pool.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "mla/core/error.h"
 
 namespace mla {
@@ -11,12 +14,25 @@ PagePool::PagePool(RowLayout layout, std::int64_t num_layers, std::int64_t page_
           page_rows, max_pages);
 }
 
+/// One slab of pages more: 2 MiB, or what a larger page needs.
+void PagePool::grow() {
+  constexpr std::int64_t slab_bytes = std::int64_t{2} << 20;
+  const auto made = static_cast<std::int64_t>(pages_.size());
+  const std::int64_t count =
+      std::min(std::max(slab_bytes / page_bytes(), std::int64_t{1}), max_pages_ - made);
+  Buffer<std::byte> slab(std::max(slab_bytes, count * page_bytes()));  // whole, so that it is one huge page
+  pages_.reserve(pages_.size() + static_cast<std::size_t>(count));
+  free_.reserve(pages_.capacity());
+  slabs_.push_back(std::move(slab));
+  for (std::int64_t i = 0; i < count; ++i) pages_.push_back({slabs_.back().data() + i * page_bytes(), 0});
+  for (std::int64_t i = count; i > 0; --i) free_.push_back(made + i - 1);  // the first one is taken first
+}
+
 std::int64_t PagePool::take() {
   if (free_.empty()) {
     require(static_cast<std::int64_t>(pages_.size()) < max_pages_, "page pool: all {} pages are in use",
             max_pages_);
-    pages_.push_back({Buffer<std::byte>(page_bytes()), 0});
-    free_.push_back(static_cast<std::int64_t>(pages_.size()) - 1);
+    grow();
   }
   const std::int64_t page = free_.back();
   free_.pop_back();

@@ -10,7 +10,7 @@ namespace mla {
 
 /// Fixed-size pages that conversations keep their rows in. A page holds `page_rows` tokens of all layers:
 /// [layer][slot][row bytes]. Pages are counted references: conversations that share a prefix share its pages.
-/// Not thread-safe: one thread takes and drops pages, any number may read rows meanwhile.
+/// Not thread-safe: one thread takes and drops pages, any number may read rows meanwhile. (Chapter 3.4.2.)
 class PagePool {
  public:
   /// At most `max_pages` pages at a time; memory is taken as they are first needed and kept for reuse.
@@ -30,19 +30,21 @@ class PagePool {
   void share(std::int64_t page) { ++pages_[page].references; }
   void drop(std::int64_t page);
   bool is_shared(std::int64_t page) const { return pages_[page].references > 1; }
-  std::byte* data(std::int64_t page) { return pages_[page].bytes.data(); }
+  std::byte* data(std::int64_t page) { return pages_[page].data; }
 
  private:
   struct Page {
-    Buffer<std::byte> bytes;
+    std::byte* data;
     std::int64_t references = 0;
   };
+  void grow();
 
   RowLayout layout_;
   std::int64_t num_layers_;
   std::int64_t page_rows_;
   std::int64_t max_pages_;
   std::int64_t in_use_ = 0;
+  std::vector<Buffer<std::byte>> slabs_;  // that pages are cut from
   std::vector<Page> pages_;
   std::vector<std::int64_t> free_;
 };

@@ -12,6 +12,12 @@
 
 namespace mla {
 
+/// Zeroed bytes, aligned to 64, or from 2 MiB on to that and on huge pages where the system has them:
+/// attention walks rows in the order of a block table, and small pages would cost it a walk of the page table
+/// each few rows. Throws std::bad_alloc.
+void* allocate_bytes(std::size_t bytes);
+void release_bytes(void* memory, std::size_t bytes);
+
 /// A 64-byte aligned array of trivial elements that owns its memory. New elements are zero.
 template <class T>
 class Buffer {
@@ -26,7 +32,9 @@ class Buffer {
     swap(moved);
     return *this;
   }
-  ~Buffer() { release(data_); }
+  ~Buffer() {
+    if (data_) release_bytes(data_, static_cast<std::size_t>(capacity_) * sizeof(T));
+  }
 
   /// Makes room for `size` elements. Growing loses the contents (the new memory is zero); shrinking keeps the
   /// memory, so that a buffer used for one chunk after another is allocated once.
@@ -45,20 +53,12 @@ class Buffer {
   std::span<const T> span() const { return {data_, static_cast<std::size_t>(size_)}; }
 
  private:
-  static constexpr std::align_val_t alignment{64};
-
   static T* allocate(std::int64_t size) {
     if (size < 0 || size > (std::int64_t{1} << 46) / static_cast<std::int64_t>(sizeof(T))) {
       fail("buffer of {} elements: size out of range", size);
     }
     if (size == 0) return nullptr;
-    const auto bytes = static_cast<std::size_t>(size) * sizeof(T);
-    void* memory = ::operator new(bytes, alignment);
-    std::memset(memory, 0, bytes);
-    return static_cast<T*>(memory);
-  }
-  static void release(T* data) {
-    if (data) ::operator delete(data, alignment);
+    return static_cast<T*>(allocate_bytes(static_cast<std::size_t>(size) * sizeof(T)));
   }
   void swap(Buffer& other) noexcept {
     std::swap(data_, other.data_);

@@ -7,7 +7,7 @@
 namespace mla {
 namespace {
 
-constexpr Isa best_first[] = {Isa::avx512, Isa::avx2, Isa::scalar};
+constexpr Isa best_first[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::scalar};
 
 }  // namespace
 
@@ -19,6 +19,8 @@ const char* name_of(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512bf16";
   }
   return "?";
 }
@@ -32,12 +34,11 @@ bool supports(Isa isa) {
     case Isa::avx512:
       return supports(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::avx512_bf16:
+      return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16") &&
+             __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
   }
   return false;
-}
-
-bool supports_bf16_products() {
-  return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
 }
 
 Isa choose_isa(std::string_view wanted) {
@@ -47,7 +48,7 @@ Isa choose_isa(std::string_view wanted) {
     require(supports(isa), "MLA_ISA: this CPU lacks {}", wanted);
     return isa;
   }
-  fail("MLA_ISA: found '{}', expected scalar, avx2 or avx512", wanted);
+  fail("MLA_ISA: found '{}', expected scalar, avx2, avx512 or avx512bf16", wanted);
 }
 
 Isa selected_isa() {

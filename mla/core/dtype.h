@@ -85,4 +85,21 @@ constexpr float f8_e4m3_to_float(std::uint8_t code) {
   return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
 }
 
+/// Rounds to nearest, ties to even; beyond 448 saturates to 448, infinity too; a NaN stays a NaN.
+constexpr std::uint8_t to_f8_e4m3(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = bits >> 24 & 0x80u, size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return static_cast<std::uint8_t>(sign | 0x7fu);
+  const float magnitude = std::bit_cast<float>(size);
+  if (magnitude >= 448.0f) return static_cast<std::uint8_t>(sign | 0x7eu);
+  if (magnitude >= 0x1p-6f) {
+    const std::uint32_t rounded = (size + 0x7ffffu + (size >> 20 & 1u)) >> 20;
+    return static_cast<std::uint8_t>(sign | (rounded - (120u << 3)));
+  }
+  // Subnormal: the sum's last bit is worth 2^-9.
+  const auto steps =
+      std::bit_cast<std::uint32_t>(magnitude + 0x1p14f) - std::bit_cast<std::uint32_t>(0x1p14f);
+  return static_cast<std::uint8_t>(sign | steps);
+}
+
 }  // namespace mla

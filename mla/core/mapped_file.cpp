@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "mla/core/error.h"
+#include "mla/core/file_update.h"
 
 namespace mla {
 namespace {
@@ -65,24 +66,9 @@ std::string read_text(const std::filesystem::path& path) {
 }
 
 void write_file(const std::filesystem::path& path, std::span<const std::byte> bytes) {
-  const std::filesystem::path beside = path.string() + fmt::format(".{}.tmp", ::getpid());
-  const auto give_up = [&](const char* what) {
-    const std::string why = reason();
-    ::unlink(beside.c_str());
-    fail("{}: can't {}: {}", path.string(), what, why);
-  };
-  {
-    const Descriptor file{::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
-    if (file.fd < 0) give_up("create");
-    for (std::size_t done = 0; done < bytes.size();) {
-      const ssize_t wrote = ::write(file.fd, bytes.data() + done, bytes.size() - done);
-      if (wrote < 0 && errno == EINTR) continue;
-      if (wrote < 0) give_up("write");
-      done += static_cast<std::size_t>(wrote);
-    }
-    if (::fsync(file.fd) != 0) give_up("write");
-  }
-  if (::rename(beside.c_str(), path.c_str()) != 0) give_up("replace");
+  FileUpdate file(path);
+  file.write(bytes);
+  file.commit();
 }
 
 void write_text(const std::filesystem::path& path, const std::string& text) {

@@ -1,6 +1,7 @@
 #pragma once
 #include <omp.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 
@@ -17,6 +18,10 @@ void set_threads(int count);
 /// core.
 constexpr std::int64_t worth_threads = 1 << 20;
 
+/// Multiply-adds that a thread takes at a time, if there are so many: else taking them costs more than doing
+/// them.
+constexpr std::int64_t worth_taking = 1 << 15;
+
 /// Calls body(i) for each i in [0, count) on the OpenMP pool, in no particular order; serial inside another
 /// parallel_for, and if all bodies together do fewer than worth_threads multiply-adds (`work_each` says how
 /// many one does). An exception from a body is rethrown here, when no body is running any more; bodies that
@@ -29,7 +34,9 @@ void parallel_for(std::int64_t count, std::int64_t work_each, const Body& body) 
     return;
   }
   std::exception_ptr error;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads())
+  const std::int64_t chunk = std::clamp(worth_taking / std::max<std::int64_t>(work_each, 1), std::int64_t{1},
+                                        std::max<std::int64_t>(count / (4 * threads()), 1));
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads())
   for (std::int64_t i = 0; i < count; ++i) {
     try {
       body(i);

@@ -5,6 +5,7 @@
 
 #include "mla/core/dtype.h"
 #include "mla/kernels/exp_math.h"
+#include "mla/kernels/read64.h"
 
 namespace mla {
 namespace {
@@ -52,6 +53,27 @@ struct Lanes {
     return _mm256_andnot_ps(_mm256_cmp_ps(x, set(low), _CMP_LT_OQ), value);
   }
 
+  template <int P>
+  static F repeat(const float* p) {
+    if constexpr (P == 1) return _mm256_broadcast_ss(p);
+    if constexpr (P == 2) return _mm256_castsi256_ps(_mm256_set1_epi64x(read64(p)));
+    if constexpr (P == 4) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+    if constexpr (P == 8) return load(p);
+  }
+  static F even(F a, F b) { return _mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)); }
+  static F odd(F a, F b) { return _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)); }
+  static F swap_neighbours(F x) { return _mm256_permute_ps(x, _MM_SHUFFLE(2, 3, 0, 1)); }
+  static F swap_pairs(F x) { return _mm256_permute_ps(x, _MM_SHUFFLE(1, 0, 3, 2)); }
+  /// Each quad becomes the sum of the P / 4 neighbours that it is one of.
+  template <int P>
+  static F add_quads(F x) {
+    return P >= 8 ? add(x, _mm256_permute2f128_ps(x, x, 1)) : x;
+  }
+  /// b where a or b is NaN.
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  /// a < b ? x : y, lane by lane.
+  static F where_less(F a, F b, F x, F y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+
   static float reduce_add(F x) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -84,9 +106,19 @@ struct Lanes {
 }  // namespace mla
 
 #include "mla/kernels/leaf_math.h"
+#include "mla/kernels/panel_f32.h"
+#include "mla/kernels/product_math.h"
+
+#include "mla/kernels/attend_math.h"
+#include "mla/kernels/gradient_math.h"
+#include "mla/kernels/gradient_transpose.h"
 
 namespace mla {
 
 const LeafKernels avx2_kernels = make_kernels(Isa::avx2);
+const ProductKernels avx2_products = vector_products;
+const PanelKernels avx2_panels = vector_panels;
+const AttendKernel avx2_f32_attend = vector_f32_attend;
+const GradientKernels avx2_gradients = {gradient_tile, transpose};
 
 }  // namespace mla

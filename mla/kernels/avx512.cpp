@@ -5,6 +5,7 @@
 
 #include "mla/core/dtype.h"
 #include "mla/kernels/exp_math.h"
+#include "mla/kernels/read64.h"
 
 namespace mla {
 namespace {
@@ -42,6 +43,31 @@ struct Lanes {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set(low), _CMP_NLT_UQ), value);
   }
 
+  template <int P>
+  static F repeat(const float* p) {
+    if constexpr (P == 2) return _mm512_castsi512_ps(_mm512_set1_epi64(read64(p)));
+    if constexpr (P == 4) return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+    if constexpr (P == 8) return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+    if constexpr (P == 16) return load(p);
+  }
+  static F even(F a, F b) { return _mm512_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)); }
+  static F odd(F a, F b) { return _mm512_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)); }
+  static F swap_neighbours(F x) { return _mm512_permute_ps(x, _MM_SHUFFLE(2, 3, 0, 1)); }
+  static F swap_pairs(F x) { return _mm512_permute_ps(x, _MM_SHUFFLE(1, 0, 3, 2)); }
+  /// Each quad becomes the sum of the P / 4 neighbours that it is one of.
+  template <int P>
+  static F add_quads(F x) {
+    if constexpr (P >= 8) x = add(x, _mm512_shuffle_f32x4(x, x, _MM_SHUFFLE(2, 3, 0, 1)));
+    if constexpr (P >= 16) x = add(x, _mm512_shuffle_f32x4(x, x, _MM_SHUFFLE(1, 0, 3, 2)));
+    return x;
+  }
+  /// b where a or b is NaN.
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  /// a < b ? x : y, lane by lane.
+  static F where_less(F a, F b, F x, F y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+  }
+
   static float reduce_add(F x) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
@@ -68,9 +94,20 @@ struct Lanes {
 }  // namespace mla
 
 #include "mla/kernels/leaf_math.h"
+#include "mla/kernels/panel_f32.h"
+#include "mla/kernels/product_math.h"
+
+#include "mla/kernels/attend_math.h"
+#include "mla/kernels/gradient_math.h"
+#include "mla/kernels/gradient_transpose.h"
 
 namespace mla {
 
 const LeafKernels avx512_kernels = make_kernels(Isa::avx512);
+const LeafKernels avx512_bf16_kernels = make_kernels(Isa::avx512_bf16);
+const ProductKernels avx512_products = vector_products;
+const PanelKernels avx512_panels = vector_panels;
+const AttendKernel avx512_f32_attend = vector_f32_attend;
+const GradientKernels avx512_gradients = {gradient_tile, transpose};
 
 }  // namespace mla

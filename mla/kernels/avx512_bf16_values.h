@@ -6,100 +6,88 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mla/kernels/avx512_bf16_pairs.h"
+
 namespace mla {
 namespace {
 
-__m512bh as_pairs(__m512i x) {
-  return reinterpret_cast<__m512bh>(x);
-}
+constexpr int most_values = 12;  // queries of one block
 
-struct ValueTile {
-  const std::byte* const* rows;   // [2 pairs]
-  const std::byte* const* ahead;  // rows of the next tile to fetch, or null
-  int pairs;
+struct ValueBlock {
+  const std::byte* const* runs;
+  std::int64_t stride;  // bytes from row to row of a run
+  std::int64_t num_runs;
   std::int64_t offset;           // bytes from a row's start to its values' first feature here
-  std::int64_t ahead_offset;     // bytes from a row's start to the line to fetch
   const std::uint32_t* weights;  // [pairs][weight_stride]
   std::int64_t weight_stride;
-  const float* shift;  // [Q] multiplies the sums so far
-  float* acc;          // [Q][stride]
-  std::int64_t stride;
-  __mmask32 features;  // of the 32, those that exist
+  const float* shift;  // [Q] multiplies the sums so far, or null
+  float* acc;          // [Q][32] the sums so far, the features in the order that unpacking left them in
   bool is_first;       // there are no sums so far
-  bool is_ordered;     // the sums so far are in the features' order, else as unpacking left them
-  bool to_order;       // the sums are to be put into the features' order
 };
 
-/// Pairs of lanes of (low, high) by index, for both.
-void rearrange(__m512& low, __m512& high, __m512i to_low, __m512i to_high) {
-  const __m512d l = _mm512_castps_pd(low), h = _mm512_castps_pd(high);
-  low = _mm512_castpd_ps(_mm512_permutex2var_pd(l, to_low, h));
-  high = _mm512_castpd_ps(_mm512_permutex2var_pd(l, to_high, h));
+template <int Q>
+__attribute__((noinline)) void value_block(const ValueBlock& t, Fetch& to_fetch) {
+  Fetch fetch = to_fetch;
+  __m512 low[Q], high[Q];
+#pragma GCC unroll 12
+  for (int q = 0; q < Q; ++q) {
+    low[q] = t.is_first ? _mm512_setzero_ps() : _mm512_load_ps(t.acc + q * 32);
+    high[q] = t.is_first ? _mm512_setzero_ps() : _mm512_load_ps(t.acc + q * 32 + 16);
+  }
+  if (t.shift) {
+#pragma GCC unroll 12
+    for (int q = 0; q < Q; ++q) {
+      low[q] = _mm512_mul_ps(low[q], _mm512_set1_ps(t.shift[q]));
+      high[q] = _mm512_mul_ps(high[q], _mm512_set1_ps(t.shift[q]));
+    }
+  }
+  const std::uint32_t* weights = t.weights;
+  const std::int64_t stride = t.stride, offset = t.offset, weight_stride = t.weight_stride;
+  const auto add_pair = [&](const std::byte* row) __attribute__((always_inline)) {
+    const __m512i even = _mm512_loadu_si512(row), odd = _mm512_loadu_si512(row + stride);
+    const __m512bh l = as_pairs(_mm512_unpacklo_epi16(even, odd));
+    const __m512bh h = as_pairs(_mm512_unpackhi_epi16(even, odd));
+#pragma GCC unroll 12
+    for (int q = 0; q < Q; ++q) {
+      const __m512bh p = as_pairs(_mm512_set1_epi32(static_cast<int>(weights[q])));
+      low[q] = _mm512_dpbf16_ps(low[q], l, p);
+      high[q] = _mm512_dpbf16_ps(high[q], h, p);
+    }
+    weights += weight_stride;
+  };
+  for (std::int64_t i = 0; i < t.num_runs; ++i) {
+    const std::byte* run = t.runs[i] + offset;
+    add_pair(run);
+    add_pair(run + 2 * stride);
+    fetch.step();
+  }
+  to_fetch = fetch;
+#pragma GCC unroll 12
+  for (int q = 0; q < Q; ++q) {
+    _mm512_store_ps(t.acc + q * 32, low[q]);
+    _mm512_store_ps(t.acc + q * 32 + 16, high[q]);
+  }
 }
 
 template <int Q>
-__attribute__((noinline)) void value_block(const ValueTile& t) {
-  // Unpacking leaves features 8g..8g+3 in 128-bit lane g of low and 8g+4..8g+7 in that of high.
-  const auto mask0 = static_cast<__mmask16>(t.features), mask1 = static_cast<__mmask16>(t.features >> 16);
-  __m512 low[Q], high[Q];
-#pragma GCC unroll 8
-  for (int q = 0; q < Q; ++q) {
-    low[q] = high[q] = _mm512_setzero_ps();
-    if (t.is_first) continue;
-    const __m512 shift = _mm512_set1_ps(t.shift[q]);
-    low[q] = _mm512_mul_ps(shift, _mm512_maskz_loadu_ps(mask0, t.acc + q * t.stride));
-    high[q] = _mm512_mul_ps(shift, _mm512_maskz_loadu_ps(mask1, t.acc + q * t.stride + 16));
-    if (!t.is_ordered) continue;
-    rearrange(low[q], high[q], _mm512_set_epi64(13, 12, 9, 8, 5, 4, 1, 0),
-              _mm512_set_epi64(15, 14, 11, 10, 7, 6, 3, 2));
+void value_block_of(const ValueBlock& t, std::int64_t queries, Fetch& fetch) {
+  if constexpr (Q > 1) {
+    if (queries < Q) return value_block_of<Q - 1>(t, queries, fetch);
   }
-  const std::uint32_t* weights = t.weights;
-  for (int i = 0; i < t.pairs; ++i, weights += t.weight_stride) {
-    const __m512i even = _mm512_maskz_loadu_epi16(t.features, t.rows[2 * i] + t.offset);
-    const __m512i odd = _mm512_maskz_loadu_epi16(t.features, t.rows[2 * i + 1] + t.offset);
-    if (t.ahead) {
-      _mm_prefetch(reinterpret_cast<const char*>(t.ahead[2 * i] + t.ahead_offset), _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(t.ahead[2 * i + 1] + t.ahead_offset), _MM_HINT_T1);
-    }
-    const __m512bh l = as_pairs(_mm512_unpacklo_epi16(even, odd)),
-                   h = as_pairs(_mm512_unpackhi_epi16(even, odd));
-#pragma GCC unroll 8
-    for (int q = 0; q < Q; ++q) {
-      const __m512bh p = as_pairs(_mm512_set1_epi32(static_cast<int>(weights[q])));
-      low[q] = _mm512_dpbf16_ps(low[q], p, l);
-      high[q] = _mm512_dpbf16_ps(high[q], p, h);
-    }
-  }
-#pragma GCC unroll 8
-  for (int q = 0; q < Q; ++q) {
-    if (t.to_order) {
-      rearrange(low[q], high[q], _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
-                _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4));
-    }
-    _mm512_mask_storeu_ps(t.acc + q * t.stride, mask0, low[q]);
-    _mm512_mask_storeu_ps(t.acc + q * t.stride + 16, mask1, high[q]);
-  }
+  value_block<Q>(t, fetch);
 }
 
-void values_of(const ValueTile& tile, std::int64_t queries) {
-  switch (queries) {
-    case 1:
-      return value_block<1>(tile);
-    case 2:
-      return value_block<2>(tile);
-    case 3:
-      return value_block<3>(tile);
-    case 4:
-      return value_block<4>(tile);
-    case 5:
-      return value_block<5>(tile);
-    case 6:
-      return value_block<6>(tile);
-    case 7:
-      return value_block<7>(tile);
-    default:
-      return value_block<8>(tile);
-  }
+/// Adds the values of all rows for 1 to most_values queries.
+void add_values(const ValueBlock& t, std::int64_t queries, Fetch& fetch) {
+  value_block_of<most_values>(t, queries, fetch);
+}
+
+/// 32 features from the order that unpacking leaves, 8 g .. 8 g + 3 in 128-bit lane g of low and the next
+/// four in that of high, into their own.
+void to_order(__m512& low, __m512& high) {
+  const __m512d l = _mm512_castps_pd(low), h = _mm512_castps_pd(high);
+  low = _mm512_castpd_ps(_mm512_permutex2var_pd(l, _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), h));
+  high = _mm512_castpd_ps(_mm512_permutex2var_pd(l, _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4), h));
 }
 
 }  // namespace

@@ -4,6 +4,8 @@ namespace mla {
 
 const LeafKernels& leaf_kernels(Isa isa) {
   switch (isa) {
+    case Isa::avx512_bf16:
+      return avx512_bf16_kernels;
     case Isa::avx512:
       return avx512_kernels;
     case Isa::avx2:

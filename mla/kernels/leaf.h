@@ -7,34 +7,15 @@
 
 namespace mla {
 
-/// Rows of keys and values that one leaf call attends to, for a group of heads that share them. All pointers
-/// are to memory of the caller; nothing is kept.
-struct AttendTile {
-  static constexpr std::int64_t max_rows = 64;
-
-  const float* query;  ///< [heads][query_stride], the first d_qk of each used
-  std::int64_t query_stride;
-  std::int64_t heads;
-  std::int64_t d_qk;
-  std::int64_t d_v;
-  float scale;                   ///< multiplies each score before the softmax
-  const std::byte* const* rows;  ///< [num_rows] cached rows, in order of position
-  std::int64_t num_rows;         ///< 1 to max_rows, all of them visible
-  std::int64_t key_offset;       ///< bytes from a row's start to its key
-  std::int64_t value_offset;     ///< bytes from a row's start to its value
-  float* max;                    ///< [heads] running maximum of the scaled scores; -inf before the first row
-  float* sum;                    ///< [heads] running sum of exp(score - max)
-  float* acc;                    ///< [heads][d_v] running sum of exp(score - max) * value
+/// The largest of some scaled values, and the sum of exp(each - that): together their log-sum-exp.
+struct ExpSum {
+  float top, sum;
 };
 
 /// The leaf kernels of one instruction set. They use one thread, allocate nothing and never fail; any count
 /// may be 0 unless said otherwise, and no pointer needs an alignment beyond its element's.
 struct LeafKernels {
   Isa isa;
-  /// Online softmax over a tile of f32 rows.
-  void (*attend_f32)(const AttendTile&);
-  /// Online softmax over a tile of bf16 rows; the arithmetic is f32.
-  void (*attend_bf16)(const AttendTile&);
   /// out[i] = x[i] * weight[i] / sqrt(mean(x^2) + epsilon).  out may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, float* out, std::int64_t n);
   /// out[i] = silu(gate[i]) * up[i], silu(t) = t / (1 + exp(-t)).  out may be gate or up.
@@ -47,6 +28,16 @@ struct LeafKernels {
   void (*f32_to_bf16)(const float* x, bf16* out, std::int64_t n);
   /// sum of a[i] * b[i].
   float (*dot)(const float* a, const float* b, std::int64_t n);
+  /// Of rms_norm, given the gradient of its output: d_x[i] += and d_weight[i] +=.
+  void (*rms_norm_backward)(const float* x, const float* weight, float epsilon, const float* d_out,
+                            float* d_x, float* d_weight, std::int64_t n);
+  /// Of swiglu, given the gradient of its output: writes d_gate and d_up, which may be gate and up.
+  void (*swiglu_backward)(const float* gate, const float* up, const float* d_out, float* d_gate, float* d_up,
+                          std::int64_t n);
+  /// Over scale * x[i]; n is at least 1.
+  ExpSum (*exp_sum)(const float* x, float scale, std::int64_t n);
+  /// out[i] = factor * exp(scale * x[i] - top) / sum.  out may be x.
+  void (*softmax)(const float* x, float scale, ExpSum exp_sum, float factor, float* out, std::int64_t n);
 };
 
 /// The kernels of `isa`. REQUIRES supports(isa).
@@ -59,5 +50,6 @@ const LeafKernels& leaf_kernels();
 extern const LeafKernels scalar_kernels;
 extern const LeafKernels avx2_kernels;
 extern const LeafKernels avx512_kernels;
+extern const LeafKernels avx512_bf16_kernels;  // the same ones: what differs is not in this table
 
 }  // namespace mla

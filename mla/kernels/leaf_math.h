@@ -4,8 +4,12 @@
 // algorithm is used.
 //
 // Lanes is `width` floats side by side (F) with: zero, set, load, load_part(p, n), store, store_part, add,
-// sub, mul, fma(a, b, c) = a * b + c, div, exp, reduce_add; load and load_part take float or
-// bf16, store_part and store too.
+// sub, mul, fma(a, b, c) = a * b + c, div, max (b where a or b is NaN), exp, reduce_add; load and load_part
+// take float or bf16, store_part and store too.
+//
+// The vector sets have more for product_math.h and attend_math.h: repeat<P>(p), P floats from p over and
+// over; even(a, b) and odd(a, b), the values at even or odd places of each 128 bits of a, then those of b;
+// swap_neighbours and swap_pairs of each 128 bits; add_quads, where_less.
 #include "mla/kernels/leaf.h"
 
 namespace mla {
@@ -20,98 +24,6 @@ float dot(const float* a, const float* b, std::int64_t n) {
   for (; i + W <= n; i += W) sum = Lanes::fma(Lanes::load(a + i), Lanes::load(b + i), sum);
   if (i < n) sum = Lanes::fma(Lanes::load_part(a + i, n - i), Lanes::load_part(b + i, n - i), sum);
   return Lanes::reduce_add(sum);
-}
-
-/// scores[0..R) = dot(query, key of row r). Each row's sum runs over the features in the same order whatever
-/// R is.
-template <int R, class T>
-void dot_rows(const float* query, const std::byte* const* rows, std::int64_t key_offset, std::int64_t n,
-              float* scores) {
-  const T* key[R];
-  F sum[R];
-  for (int r = 0; r < R; ++r) {
-    key[r] = reinterpret_cast<const T*>(rows[r] + key_offset);
-    sum[r] = Lanes::zero();
-  }
-  std::int64_t i = 0;
-  for (; i + W <= n; i += W) {
-    const F q = Lanes::load(query + i);
-    for (int r = 0; r < R; ++r) sum[r] = Lanes::fma(q, Lanes::load(key[r] + i), sum[r]);
-  }
-  if (i < n) {
-    const F q = Lanes::load_part(query + i, n - i);
-    for (int r = 0; r < R; ++r) sum[r] = Lanes::fma(q, Lanes::load_part(key[r] + i, n - i), sum[r]);
-  }
-  for (int r = 0; r < R; ++r) scores[r] = Lanes::reduce_add(sum[r]);
-}
-
-/// acc[0..N*W) = acc * correction + sum over rows of p[r] * value[r], for N vectors of features from `begin`.
-template <int N, class T>
-void add_values(const AttendTile& tile, const float* p, std::int64_t begin, float correction, float* acc) {
-  F sum[N];
-  for (int j = 0; j < N; ++j) sum[j] = Lanes::mul(Lanes::set(correction), Lanes::load(acc + begin + j * W));
-  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    const T* value = reinterpret_cast<const T*>(tile.rows[r] + tile.value_offset) + begin;
-    const F weight = Lanes::set(p[r]);
-    for (int j = 0; j < N; ++j) sum[j] = Lanes::fma(weight, Lanes::load(value + j * W), sum[j]);
-  }
-  for (int j = 0; j < N; ++j) Lanes::store(acc + begin + j * W, sum[j]);
-}
-
-template <class T>
-void add_values_tail(const AttendTile& tile, const float* p, std::int64_t begin, float correction,
-                     float* acc) {
-  const std::int64_t n = tile.d_v - begin;
-  F sum = Lanes::mul(Lanes::set(correction), Lanes::load_part(acc + begin, n));
-  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    const T* value = reinterpret_cast<const T*>(tile.rows[r] + tile.value_offset) + begin;
-    sum = Lanes::fma(Lanes::set(p[r]), Lanes::load_part(value, n), sum);
-  }
-  Lanes::store_part(acc + begin, sum, n);
-}
-
-/// Turns scores into exp(score - new maximum), in place, and returns exp(old maximum - new maximum).
-inline float softmax_step(float* scores, std::int64_t n, float scale, float* max, float* sum) {
-  float top = *max;
-  for (std::int64_t r = 0; r < n; ++r) {
-    scores[r] *= scale;
-    top = scores[r] > top ? scores[r] : top;
-  }
-  const std::int64_t padded = (n + W - 1) / W * W;
-  for (std::int64_t r = n; r < padded; ++r) scores[r] = -__builtin_inff();
-  F total = Lanes::zero();
-  for (std::int64_t r = 0; r < padded; r += W) {
-    const F p = Lanes::exp(Lanes::sub(Lanes::load(scores + r), Lanes::set(top)));
-    Lanes::store(scores + r, p);
-    total = Lanes::add(total, p);
-  }
-  float shift[W];
-  Lanes::store(shift, Lanes::exp(Lanes::set(*max - top)));
-  *sum = *sum * shift[0] + Lanes::reduce_add(total);
-  *max = top;
-  return shift[0];
-}
-
-template <class T>
-void attend(const AttendTile& tile) {
-  alignas(64) float scores[AttendTile::max_rows + W];
-  for (std::int64_t h = 0; h < tile.heads; ++h) {
-    const float* query = tile.query + h * tile.query_stride;
-    std::int64_t r = 0;
-    for (; r + 4 <= tile.num_rows; r += 4) {
-      dot_rows<4, T>(query, tile.rows + r, tile.key_offset, tile.d_qk, scores + r);
-    }
-    for (; r < tile.num_rows; ++r)
-      dot_rows<1, T>(query, tile.rows + r, tile.key_offset, tile.d_qk, scores + r);
-
-    const float correction = softmax_step(scores, tile.num_rows, tile.scale, tile.max + h, tile.sum + h);
-
-    float* acc = tile.acc + h * tile.d_v;
-    std::int64_t i = 0;
-    for (; i + 4 * W <= tile.d_v; i += 4 * W) add_values<4, T>(tile, scores, i, correction, acc);
-    for (; i + W <= tile.d_v; i += W) add_values<1, T>(tile, scores, i, correction, acc);
-    if (i < tile.d_v) add_values_tail<T>(tile, scores, i, correction, acc);
-  }
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, float* out, std::int64_t n) {
@@ -164,8 +76,102 @@ void f32_to_bf16(const float* x, bf16* out, std::int64_t n) {
   if (i < n) Lanes::store_part(out + i, Lanes::load_part(x + i, n - i), n - i);
 }
 
+/// With r = 1 / sqrt(mean(x^2) + epsilon), out[i] = x[i] r weight[i], and r depends on each x: dr / dx[i] =
+/// -r^3 x[i] / n. So d_x[i] = r (weight[i] d_out[i] - x[i] r^2 / n * sum over j of x[j] weight[j] d_out[j]).
+void rms_norm_backward(const float* x, const float* weight, float epsilon, const float* d_out, float* d_x,
+                       float* d_weight, std::int64_t n) {
+  const float r = 1.0f / __builtin_sqrtf(dot(x, x, n) / static_cast<float>(n) + epsilon);
+  F sum = Lanes::zero();
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W)
+    sum = Lanes::fma(Lanes::mul(Lanes::load(x + i), Lanes::load(weight + i)), Lanes::load(d_out + i), sum);
+  if (i < n) {
+    const F product = Lanes::mul(Lanes::load_part(x + i, n - i), Lanes::load_part(weight + i, n - i));
+    sum = Lanes::fma(product, Lanes::load_part(d_out + i, n - i), sum);
+  }
+  const F scale = Lanes::set(r), pull = Lanes::set(-r * r * Lanes::reduce_add(sum) / static_cast<float>(n));
+  const auto gradient = [&](F v, F w, F d) { return Lanes::fma(v, pull, Lanes::mul(w, d)); };
+  for (i = 0; i + W <= n; i += W) {
+    const F v = Lanes::load(x + i), d = Lanes::load(d_out + i);
+    const F g = gradient(v, Lanes::load(weight + i), d);
+    Lanes::store(d_x + i, Lanes::fma(g, scale, Lanes::load(d_x + i)));
+    Lanes::store(d_weight + i, Lanes::fma(Lanes::mul(v, scale), d, Lanes::load(d_weight + i)));
+  }
+  if (i < n) {
+    const F v = Lanes::load_part(x + i, n - i), d = Lanes::load_part(d_out + i, n - i);
+    const F g = gradient(v, Lanes::load_part(weight + i, n - i), d);
+    Lanes::store_part(d_x + i, Lanes::fma(g, scale, Lanes::load_part(d_x + i, n - i)), n - i);
+    Lanes::store_part(d_weight + i,
+                      Lanes::fma(Lanes::mul(v, scale), d, Lanes::load_part(d_weight + i, n - i)), n - i);
+  }
+}
+
+struct GateUp {
+  F gate, up;
+};
+
+/// With s = 1 / (1 + exp(-gate)), silu' = s (1 + gate (1 - s)).
+inline GateUp swiglu_gradient(F gate, F up, F d) {
+  const F one = Lanes::set(1.0f);
+  const F s = Lanes::div(one, Lanes::add(one, Lanes::exp(Lanes::sub(Lanes::zero(), gate))));
+  const F slope = Lanes::mul(s, Lanes::fma(gate, Lanes::sub(one, s), one));
+  return {Lanes::mul(Lanes::mul(d, up), slope), Lanes::mul(d, Lanes::mul(gate, s))};
+}
+
+void swiglu_backward(const float* gate, const float* up, const float* d_out, float* d_gate, float* d_up,
+                     std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const GateUp d = swiglu_gradient(Lanes::load(gate + i), Lanes::load(up + i), Lanes::load(d_out + i));
+    Lanes::store(d_gate + i, d.gate);
+    Lanes::store(d_up + i, d.up);
+  }
+  if (i < n) {
+    const GateUp d = swiglu_gradient(Lanes::load_part(gate + i, n - i), Lanes::load_part(up + i, n - i),
+                                     Lanes::load_part(d_out + i, n - i));
+    Lanes::store_part(d_gate + i, d.gate, n - i);
+    Lanes::store_part(d_up + i, d.up, n - i);
+  }
+}
+
+ExpSum exp_sum(const float* x, float scale, std::int64_t n) {
+  const F s = Lanes::set(scale);
+  F tops = Lanes::set(scale * x[0]);
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) tops = Lanes::max(tops, Lanes::mul(Lanes::load(x + i), s));
+  float lanes[W];
+  Lanes::store(lanes, tops);
+  float top = lanes[0];
+  for (std::int64_t j = 1; j < W; ++j) top = lanes[j] > top ? lanes[j] : top;
+  for (; i < n; ++i) top = scale * x[i] > top ? scale * x[i] : top;
+
+  const F minus_top = Lanes::set(-top);
+  F sums = Lanes::zero();
+  for (i = 0; i + W <= n; i += W)
+    sums = Lanes::add(sums, Lanes::exp(Lanes::fma(Lanes::load(x + i), s, minus_top)));
+  if (i < n) {
+    const F rest = Lanes::exp(Lanes::fma(Lanes::load_part(x + i, n - i), s, minus_top));
+    Lanes::store(lanes, Lanes::zero());
+    Lanes::store_part(lanes, rest, n - i);  // what lies behind the end adds nothing
+    sums = Lanes::add(sums, Lanes::load(lanes));
+  }
+  return {top, Lanes::reduce_add(sums)};
+}
+
+void softmax(const float* x, float scale, ExpSum all, float factor, float* out, std::int64_t n) {
+  const F s = Lanes::set(scale), minus_top = Lanes::set(-all.top), f = Lanes::set(factor / all.sum);
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W)
+    Lanes::store(out + i, Lanes::mul(Lanes::exp(Lanes::fma(Lanes::load(x + i), s, minus_top)), f));
+  if (i < n) {
+    const F rest = Lanes::exp(Lanes::fma(Lanes::load_part(x + i, n - i), s, minus_top));
+    Lanes::store_part(out + i, Lanes::mul(rest, f), n - i);
+  }
+}
+
 constexpr LeafKernels make_kernels(Isa isa) {
-  return {isa, attend<float>, attend<bf16>, rms_norm, swiglu, add_scaled, bf16_to_f32, f32_to_bf16, dot};
+  return {isa, rms_norm,          swiglu,          add_scaled, bf16_to_f32, f32_to_bf16,
+          dot, rms_norm_backward, swiglu_backward, exp_sum,    softmax};
 }
 
 }  // namespace

@@ -5,15 +5,15 @@
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
-#include "mla/kernels/gemm.h"
 #include "mla/kernels/leaf.h"
 #include "mla/kernels/product.h"
 
 namespace mla {
 namespace {
 
-/// Outputs of one piece of work: their weights stay in a core's cache while all tokens pass.
-constexpr std::int64_t block_outputs = 64;
+/// Columns of one piece of work: many, to read long stretches of each row, when the weights are read once;
+/// few, for them to stay in a core's cache, when token after token passes.
+constexpr std::int64_t few_tokens_columns = 256, block_columns = 64;
 
 const std::byte* row_data(const Weight& w, std::int64_t row) {
   return w.data + (w.first_row + row) * w.cols * size_of(w.dtype);
@@ -73,16 +73,17 @@ void round_to(DType compute, float* x, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) x[i] = to_float(to_bf16(x[i]));
 }
 
-/// Memory that one thread reuses from call to call.
+/// Memory that one thread reuses from call to call; it only grows.
+template <class T>
 struct Scratch {
-  Buffer<float> row;      // part of a weight row
-  Buffer<float> block;    // converted weights
-  Buffer<bf16> narrow;    // converted weights
-  Buffer<float> product;  // [outputs, gemm_tokens]
+  Buffer<T> tokens;  // packed
+  Buffer<T> block;   // converted weights
+  Buffer<float> row;
 };
 
-Scratch& scratch() {
-  thread_local Scratch memory;
+template <class T>
+Scratch<T>& scratch() {
+  thread_local Scratch<T> memory;
   return memory;
 }
 
@@ -95,119 +96,162 @@ std::int64_t work_of(std::int64_t outputs, MatrixView<const float> x) {
   return outputs * x.cols * std::max(x.rows, std::int64_t{4});
 }
 
-// ---------------------------------------------------------------- bf16 pairs: our own kernels, product.h
+// T below is what the operands are multiplied as: bf16 where the CPU multiplies bf16 pairs, else f32.
 
-struct Bf16Block {
-  const bf16* data;
+/// x[0..n) rounded to `compute`, as T.
+template <class T>
+void convert(const float* x, DType compute, T* out, std::int64_t n) {
+  if constexpr (sizeof(T) == sizeof(bf16)) {
+    leaf_kernels().f32_to_bf16(x, out, n);
+  } else {
+    if (out != x) std::copy_n(x, n, out);
+    round_to(compute, out, n);
+  }
+}
+
+/// Packs a block of rows x[t][0..depth) for DotTile, part by part of their depth.
+template <class T>
+void pack_tokens(MatrixView<const float> x, DType compute, T* packed) {
+  constexpr std::int64_t step = dot_step<T>, most = 256;
+  const std::int64_t tokens = packed_tokens(x.rows);
+  T part[most];
+  for (std::int64_t begin = 0; begin < x.cols; begin += most) {
+    const std::int64_t count = std::min(most, x.cols - begin), padded = packed_depth(count);
+    std::fill(part + count, part + padded, T{});
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      if (t < x.rows)
+        convert(x.row(t) + begin, compute, part, count);
+      else
+        std::fill_n(part, count, T{});
+      for (std::int64_t d = 0; d < padded; d += step)
+        std::memcpy(packed + (begin + d) * tokens + t * step, part + d, 8);
+    }
+  }
+}
+
+/// Rows of weights as T.
+template <class T>
+struct Block {
+  const T* data;
   std::int64_t stride;
 };
 
-/// Rows [first, first + count) of columns [begin, begin + width): the stored ones if they are bf16.
-Bf16Block bf16_block(const Weight& w, std::int64_t first, std::int64_t count, std::int64_t begin,
-                     std::int64_t width) {
-  if (w.dtype == DType::bf16) return {reinterpret_cast<const bf16*>(row_data(w, first)) + begin, w.cols};
-  bf16* block = scratch().narrow.resize(count * width);
-  float* row = scratch().row.resize(width);
+/// Whether the stored values are what a product is made of.
+template <class T>
+bool is_stored(const Weight& w, DType compute) {
+  if (w.dtype == DType::bf16) return sizeof(T) == sizeof(bf16);
+  return w.dtype == DType::f32 && sizeof(T) == sizeof(float) && compute == DType::f32;
+}
+
+/// Rows [first, first + count) of columns [begin, begin + width), where they are stored.
+template <class T>
+Block<T> stored_block(const Weight& w, std::int64_t first, std::int64_t begin) {
+  return {reinterpret_cast<const T*>(row_data(w, first)) + begin, w.cols};
+}
+
+/// The same in scratch, rounded to `compute`.
+template <class T>
+Block<T> converted_block(const Weight& w, std::int64_t first, std::int64_t count, std::int64_t begin,
+                         std::int64_t width, DType compute) {
+  T* block = scratch<T>().block.resize(count * width);
   for (std::int64_t i = 0; i < count; ++i) {
-    read_part(w, first + i, begin, width, row);
-    leaf_kernels().f32_to_bf16(row, block + i * width, width);
+    T* to = block + i * width;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      read_part(w, first + i, begin, width, to);
+      if (w.dtype != DType::bf16) round_to(compute, to, width);
+    } else if (w.dtype == DType::bf16) {
+      std::copy_n(stored_block<T>(w, first + i, begin).data, width, to);
+    } else {
+      float* row = scratch<T>().row.resize(width);
+      read_part(w, first + i, begin, width, row);
+      leaf_kernels().f32_to_bf16(row, to, width);
+    }
   }
   return {block, width};
 }
 
-void matmul_bf16(MatrixView<const float> x, const Weight& w, MatrixView<float> y) {
-  const std::int64_t depth = x.cols;
-  const std::int64_t packed_block = packed_size(dot_tokens, depth);
-  const std::int64_t token_blocks = (x.rows + dot_tokens - 1) / dot_tokens;
-  const Buffer<bf16> tokens = [&] {
-    Buffer<bf16> packed(token_blocks * packed_block);
-    parallel_for(token_blocks, dot_tokens * depth, [&](std::int64_t b) {
-      const std::int64_t count = std::min(dot_tokens, x.rows - b * dot_tokens);
-      pack_dot_tokens(x.row(b * dot_tokens), x.stride, count, depth, packed.data() + b * packed_block);
-    });
-    return packed;
-  }();
-  parallel_for((w.rows + block_outputs - 1) / block_outputs, work_of(block_outputs, x), [&](std::int64_t i) {
-    const std::int64_t first = i * block_outputs;
-    const std::int64_t count = std::min(block_outputs, w.rows - first);
-    const Bf16Block weights = bf16_block(w, first, count, 0, depth);
-    for (std::int64_t b = 0; b < token_blocks; ++b) {
-      const std::int64_t t = b * dot_tokens;
-      dot_bf16({weights.data, weights.stride, count, depth, tokens.data() + b * packed_block,
-                std::min(dot_tokens, x.rows - t), y.row(t) + first, y.stride});
-    }
-  });
-}
+/// The kernels for operands of T.
+template <class T>
+struct Kernels {
+  void (*dot)(const DotTile<T, T>&);
+  void (*sum)(const SumTile<T, T>&);
+  void (*dot_of_bf16)(const DotTile<bf16, T>&);
+  void (*sum_of_bf16)(const SumTile<bf16, T>&);
+};
 
-void matmul_transposed_bf16(MatrixView<const float> x, const Weight& w, MatrixView<float> y) {
-  const std::int64_t depth = x.cols;
-  const std::int64_t stride = round_up(depth, 2);
-  Buffer<bf16> tokens(x.rows * stride);
-  for (std::int64_t t = 0; t < x.rows; ++t)
-    leaf_kernels().f32_to_bf16(x.row(t), tokens.data() + t * stride, depth);
-  parallel_for((w.cols + block_outputs - 1) / block_outputs, work_of(block_outputs, x), [&](std::int64_t i) {
-    const std::int64_t first = i * block_outputs;
-    const std::int64_t count = std::min(block_outputs, w.cols - first);
-    const Bf16Block weights = bf16_block(w, 0, depth, first, count);
-    for (std::int64_t t = 0; t < x.rows; t += sum_tokens) {
-      sum_bf16({weights.data, weights.stride, count, depth, tokens.data() + t * stride, stride,
-                std::min(sum_tokens, x.rows - t), y.row(t) + first, y.stride});
-    }
-  });
-}
-
-// ---------------------------------------------------------------- f32: oneDNN, gemm.h
-
-/// Outputs [first, first + count) of W as a [count, cols] f32 block rounded to `compute`; the stored rows if
-/// they are that.
-const float* f32_rows(const Weight& w, std::int64_t first, std::int64_t count, DType compute) {
-  if (w.dtype == DType::f32 && compute == DType::f32)
-    return reinterpret_cast<const float*>(row_data(w, first));
-  float* block = scratch().block.resize(count * w.cols);
-  for (std::int64_t i = 0; i < count; ++i) read_part(w, first + i, 0, w.cols, block + i * w.cols);
-  round_to(compute, block, count * w.cols);
-  return block;
-}
-
-/// Columns [first, first + count) of W as a [count, rows] f32 block rounded to `compute`.
-const float* f32_columns(const Weight& w, std::int64_t first, std::int64_t count, DType compute) {
-  float* block = scratch().block.resize(count * w.rows);
-  float* row = scratch().row.resize(count);
-  for (std::int64_t r = 0; r < w.rows; ++r) {
-    read_part(w, r, first, count, row);
-    for (std::int64_t i = 0; i < count; ++i) block[i * w.rows + r] = row[i];
+template <class T>
+Kernels<T> kernels() {
+  if constexpr (sizeof(T) == sizeof(bf16)) {
+    return {dot_bf16_pairs, sum_bf16_pairs, dot_bf16_pairs, sum_bf16_pairs};
+  } else {
+    const ProductKernels& k = product_kernels(selected_isa());
+    return {k.dot_f32, k.sum_f32, k.dot_bf16, k.sum_bf16};
   }
-  round_to(compute, block, count * w.rows);
-  return block;
 }
 
-/// y [m, outputs] from x [m, depth] and blocks of weights [count, depth], 16 tokens at a time.
-template <class WeightBlock>
-void multiply_f32(MatrixView<const float> x, DType compute, std::int64_t outputs, MatrixView<float> y,
-                  const WeightBlock& weight_block) {
-  const std::int64_t depth = x.cols;
-  Buffer<float> tokens(round_up(x.rows, gemm_tokens) * depth);
-  for (std::int64_t t = 0; t < x.rows; ++t) std::copy_n(x.row(t), depth, tokens.data() + t * depth);
-  round_to(compute, tokens.data(), x.rows * depth);
+template <class T>
+void multiply(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
+  const std::int64_t padded = packed_depth(x.cols);
+  T* const packed = scratch<T>().tokens.resize(round_up(x.rows, dot_tokens) * padded);
+  parallel_for((x.rows + dot_tokens - 1) / dot_tokens, dot_tokens * padded, [&](std::int64_t b) {
+    const std::int64_t t = b * dot_tokens;
+    pack_tokens(x.block(t, std::min(dot_tokens, x.rows - t)), compute, packed + t * padded);
+  });
+  // For one token, bf16 weights are widened as they are read.
+  const bool is_widened = w.dtype == DType::bf16 && sizeof(T) == sizeof(float) && x.rows == 1;
+  const bool is_in_place = is_stored<T>(w, compute);
+  parallel_for((w.rows + dot_outputs - 1) / dot_outputs, work_of(dot_outputs, x), [&](std::int64_t i) {
+    const std::int64_t first = i * dot_outputs, count = std::min(dot_outputs, w.rows - first);
+    const auto run = [&](const auto& weights, const auto& dot) {
+      for (std::int64_t t = 0; t < x.rows; t += dot_tokens)
+        dot({weights.data, weights.stride, count, x.cols, packed + t * padded,
+             std::min(dot_tokens, x.rows - t), is_in_place && t == 0, y.row(t) + first, y.stride});
+    };
+    if (is_widened)
+      run(stored_block<bf16>(w, first, 0), kernels<T>().dot_of_bf16);
+    else if (is_in_place)
+      run(stored_block<T>(w, first, 0), kernels<T>().dot);
+    else
+      run(converted_block<T>(w, first, count, 0, w.cols, compute), kernels<T>().dot);
+  });
+}
 
-  parallel_for((outputs + block_outputs - 1) / block_outputs, work_of(block_outputs, x), [&](std::int64_t b) {
-    const std::int64_t first = b * block_outputs;
-    const std::int64_t count = std::min(block_outputs, outputs - first);
-    const float* weights = weight_block(first, count);
-    float* product = scratch().product.resize(block_outputs * gemm_tokens);
-    for (std::int64_t t = 0; t < x.rows; t += gemm_tokens) {
-      const std::int64_t valid = std::min(gemm_tokens, x.rows - t);
-      gemm_block(count, depth, weights, tokens.data() + t * depth, valid, product);
-      for (std::int64_t i = 0; i < valid; ++i) {
-        float* row = y.row(t + i) + first;
-        for (std::int64_t o = 0; o < count; ++o) row[o] = product[o * gemm_tokens + i];
-      }
-    }
+/// Columns [first, first + count) of all tokens.
+template <class V, class T>
+void sum_up_block(Block<V> weights, std::int64_t first, std::int64_t count, MatrixView<const T> tokens,
+                  void (*sum)(const SumTile<V, T>&), MatrixView<float> y) {
+  for (std::int64_t t = 0; t < tokens.rows; t += sum_tokens) {
+    sum({weights.data, weights.stride, count, tokens.cols, tokens.row(t), tokens.stride,
+         std::min(sum_tokens, tokens.rows - t), y.row(t) + first, y.stride});
+  }
+}
+
+template <class T>
+void multiply_transposed(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
+  const std::int64_t stride = round_up(x.cols, 2);
+  T* const memory = scratch<T>().tokens.resize(x.rows * stride);
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    convert(x.row(t), compute, memory + t * stride, x.cols);
+    std::fill(memory + t * stride + x.cols, memory + (t + 1) * stride, T{});
+  }
+  const MatrixView<const T> tokens(memory, x.rows, x.cols, stride);
+  const bool is_few = x.rows <= sum_tokens;
+  const bool is_wide = w.dtype == DType::bf16 && sizeof(T) == sizeof(float) && is_few;
+  const std::int64_t width = is_few ? few_tokens_columns : block_columns;
+  parallel_for((w.cols + width - 1) / width, work_of(width, x), [&](std::int64_t i) {
+    const std::int64_t first = i * width, count = std::min(width, w.cols - first);
+    if (is_wide)
+      sum_up_block(stored_block<bf16>(w, 0, first), first, count, tokens, kernels<T>().sum_of_bf16, y);
+    else if (is_few && is_stored<T>(w, compute))
+      sum_up_block(stored_block<T>(w, 0, first), first, count, tokens, kernels<T>().sum, y);
+    else
+      sum_up_block(converted_block<T>(w, 0, w.rows, first, count, compute), first, count, tokens,
+                   kernels<T>().sum, y);
   });
 }
 
 bool multiplies_bf16_pairs(DType compute) {
-  static const bool has_kernels = selected_isa() == Isa::avx512 && supports_bf16_products();
+  static const bool has_kernels = selected_isa() == Isa::avx512_bf16;
   return compute == DType::bf16 && has_kernels;
 }
 
@@ -237,18 +281,16 @@ void matmul(MatrixView<const float> x, const Weight& w, DType compute, MatrixVie
   require(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows,
           "matmul: x [{}, {}], W [{}, {}], y [{}, {}] do not fit", x.rows, x.cols, w.rows, w.cols, y.rows,
           y.cols);
-  if (multiplies_bf16_pairs(compute)) return matmul_bf16(x, w, y);
-  multiply_f32(x, compute, w.rows, y,
-               [&](std::int64_t first, std::int64_t count) { return f32_rows(w, first, count, compute); });
+  if (multiplies_bf16_pairs(compute)) return multiply<bf16>(x, w, compute, y);
+  multiply<float>(x, w, compute, y);
 }
 
 void matmul_transposed(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
   require(x.cols == w.rows && y.cols == w.cols && x.rows == y.rows,
           "matmul_transposed: x [{}, {}], W [{}, {}], y [{}, {}] do not fit", x.rows, x.cols, w.rows, w.cols,
           y.rows, y.cols);
-  if (multiplies_bf16_pairs(compute)) return matmul_transposed_bf16(x, w, y);
-  multiply_f32(x, compute, w.cols, y,
-               [&](std::int64_t first, std::int64_t count) { return f32_columns(w, first, count, compute); });
+  if (multiplies_bf16_pairs(compute)) return multiply_transposed<bf16>(x, w, compute, y);
+  multiply_transposed<float>(x, w, compute, y);
 }
 
 }  // namespace mla

@@ -38,8 +38,8 @@ void read_row(const Weight& weight, std::int64_t row, float* out);
 /// either way. The weight is never copied whole: blocks of it are converted as they are needed.
 ///
 /// The bits of a row of y depend on that row of x and on W alone: not on the other rows, nor on the number of
-/// threads. Every product runs as blocks of 64 outputs x 16 tokens over the full depth, the tokens side by
-/// side in vector lanes, so each token sees the same instructions whoever rides in the other lanes.
+/// threads: whoever rides in the other lanes of a vector, the same multiply-adds in the same order make it.
+/// No memory is allocated once a thread has seen products of that size.
 void matmul(MatrixView<const float> x, const Weight& weight, DType compute, MatrixView<float> y);
 
 /// y = x W: x [m, rows], y [m, cols]. Otherwise as matmul.

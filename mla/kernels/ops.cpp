@@ -1,20 +1,27 @@
 #include "mla/kernels/ops.h"
 
+#include "mla/core/parallel.h"
 #include "mla/kernels/leaf.h"
 
 namespace mla {
+namespace {
+
+/// Multiply-adds that an element costs which is read, multiplied once or twice and written.
+constexpr std::int64_t work_of_value = 4;
+
+}  // namespace
 
 void rms_norm(MatrixView<const float> x, std::span<const float> weight, double epsilon,
               MatrixView<float> out) {
-  for (std::int64_t t = 0; t < x.rows; ++t) {
+  parallel_for(x.rows, x.cols * work_of_value, [&](std::int64_t t) {
     leaf_kernels().rms_norm(x.row(t), weight.data(), static_cast<float>(epsilon), out.row(t), x.cols);
-  }
+  });
 }
 
 void add_scaled(MatrixView<const float> x, double scale, MatrixView<float> y) {
-  for (std::int64_t t = 0; t < x.rows; ++t) {
+  parallel_for(x.rows, x.cols * work_of_value, [&](std::int64_t t) {
     leaf_kernels().add_scaled(x.row(t), static_cast<float>(scale), y.row(t), x.cols);
-  }
+  });
 }
 
 }  // namespace mla

@@ -3,8 +3,8 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 
+#include "mla/core/clock.h"
 #include "mla/core/error.h"
 #include "mla/kernels/peak_loops.h"
 
@@ -46,14 +46,6 @@ void read_scalar(const std::byte* data, std::int64_t bytes) {
   }
 }
 
-bool supports_int8_products() {
-  return supports(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
-}
-
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 /// The highest rate that `run(thread, rounds)` on every thread reaches; it returns the units it did.
 template <class Run>
 double best_rate(int threads, PeakTiming timing, const Run& run) {
@@ -83,10 +75,10 @@ std::vector<PeakKernel> peak_kernels() {
   std::vector<PeakKernel> kernels = {{DType::f32, Isa::scalar, "mul + add, 128 bits", peak_scalar_f32}};
   if (supports(Isa::avx2)) kernels.push_back({DType::f32, Isa::avx2, "fma, 256 bits", peak_avx2_f32});
   if (supports(Isa::avx512)) kernels.push_back({DType::f32, Isa::avx512, "fma, 512 bits", peak_avx512_f32});
-  if (supports_bf16_products())
-    kernels.push_back({DType::bf16, Isa::avx512, "vdpbf16ps, 512 bits", peak_avx512_bf16});
-  if (supports_int8_products())
-    kernels.push_back({DType::i8, Isa::avx512, "vpdpbusd, 512 bits", peak_avx512_int8});
+  if (supports(Isa::avx512_bf16)) {
+    kernels.push_back({DType::bf16, Isa::avx512_bf16, "vdpbf16ps, 512 bits", peak_avx512_bf16});
+    kernels.push_back({DType::i8, Isa::avx512_bf16, "vpdpbusd, 512 bits", peak_avx512_int8});
+  }
   return kernels;
 }
 

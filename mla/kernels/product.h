@@ -2,52 +2,83 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mla/core/cpu.h"
 #include "mla/core/dtype.h"
 
 namespace mla {
 
-// Products of bf16 weights with bf16 tokens on CPUs that multiply bf16 pairs (AVX512_BF16). The weights are
-// read where they lie, row-major; only the tokens are packed. Each value of y is one fixed sequence of
-// multiply-adds over the full depth, so neither the tokens beside it nor the blocking change a bit of it.
+// Matrix products, tile by tile. The weights are read where they lie, row-major; only tokens are packed. Each
+// value of y is one fixed sequence of multiply-adds over the full depth, so neither the tokens beside it nor
+// the tile change a bit of it.
 
-/// Values that one step of a dot product takes from each token and each weight row: 16 bytes.
-constexpr std::int64_t product_step = 8;
-/// Most tokens of one DotTile, and most of one SumTile.
+/// Most rows and tokens of one DotTile, and most tokens of one SumTile.
+constexpr std::int64_t dot_outputs = 64;
 constexpr std::int64_t dot_tokens = 24;
-constexpr std::int64_t sum_tokens = 8;
+constexpr std::int64_t sum_tokens = 24;
+
+/// Values that one step of a dot product takes from each token and each weight row: 8 bytes.
+template <class Token>
+constexpr std::int64_t dot_step = 8 / static_cast<std::int64_t>(sizeof(Token));
+
+// Tokens are packed as [step][packed_tokens][values of a step]; zeros fill up.
+
+/// Tokens of a packed tile: in eights if more than one.
+constexpr std::int64_t packed_tokens(std::int64_t num_tokens) {
+  return num_tokens == 1 ? 1 : (num_tokens + 7) / 8 * 8;
+}
+/// Values of a packed token: its depth, rounded up.
+constexpr std::int64_t packed_depth(std::int64_t depth) {
+  return (depth + 7) / 8 * 8;
+}
 
 /// y[t][r] = sum over d of weights[r][d] * tokens[t][d].
+template <class Weight, class Token>
 struct DotTile {
-  const bf16* weights;  ///< [rows][depth], rows weight_stride values apart
+  const Weight* weights;  ///< [rows][depth], rows weight_stride values apart
   std::int64_t weight_stride;
-  std::int64_t rows;
+  std::int64_t rows;  ///< 1 to dot_outputs
   std::int64_t depth;
-  const bf16* tokens;       ///< packed by pack_dot_tokens
+  const Token* tokens;      ///< packed
   std::int64_t num_tokens;  ///< 1 to dot_tokens
+  bool from_memory;         ///< the weights are probably in no cache
   float* y;                 ///< token t's values begin at y + t * y_stride
   std::int64_t y_stride;
 };
-void dot_bf16(const DotTile& tile);
-
-/// Values of a packed block of `num_tokens` tokens: their number and depth rounded up.
-std::int64_t packed_size(std::int64_t num_tokens, std::int64_t depth);
-/// Packs rows x[t][0..depth), rounded to bf16, for dot_bf16: [step][4 tokens][8 values], a lone token as it
-/// is; zeros fill up.
-void pack_dot_tokens(const float* x, std::int64_t x_stride, std::int64_t num_tokens, std::int64_t depth,
-                     bf16* packed);
 
 /// y[t][c] = sum over d of tokens[t][d] * weights[d][c].
+template <class Weight, class Token>
 struct SumTile {
-  const bf16* weights;  ///< [depth][cols], rows weight_stride values apart
+  const Weight* weights;  ///< [depth][cols], rows weight_stride values apart
   std::int64_t weight_stride;
   std::int64_t cols;
   std::int64_t depth;
-  const bf16* tokens;  ///< [num_tokens][token_stride]; an odd depth is followed by a zero
+  const Token* tokens;  ///< [num_tokens][token_stride]; bf16: an odd depth is followed by a zero
   std::int64_t token_stride;
   std::int64_t num_tokens;  ///< 1 to sum_tokens
   float* y;
   std::int64_t y_stride;
 };
-void sum_bf16(const SumTile& tile);
+
+/// Products in f32 of one instruction set, with weights of f32 or bf16. A dot product is two sums, one of the
+/// values at even places and one of those at odd places.
+struct ProductKernels {
+  void (*dot_f32)(const DotTile<float, float>&);
+  /// One token only: for more it is better to widen the weights first.
+  void (*dot_bf16)(const DotTile<bf16, float>&);
+  void (*sum_f32)(const SumTile<float, float>&);
+  void (*sum_bf16)(const SumTile<bf16, float>&);
+};
+
+/// The products of `isa`. REQUIRES supports(isa).
+const ProductKernels& product_kernels(Isa isa);
+
+// One definition per instruction-set file.
+extern const ProductKernels scalar_products;
+extern const ProductKernels avx2_products;
+extern const ProductKernels avx512_products;
+
+// Products of bf16 pairs, in avx512_bf16.cpp. REQUIRES supports(Isa::avx512_bf16).
+void dot_bf16_pairs(const DotTile<bf16, bf16>& tile);
+void sum_bf16_pairs(const SumTile<bf16, bf16>& tile);
 
 }  // namespace mla

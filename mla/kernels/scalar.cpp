@@ -1,4 +1,5 @@
 // The oracle: one float at a time, exp from the C library.
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -25,6 +26,7 @@ struct Lanes {
   static F mul(F a, F b) { return a * b; }
   static F div(F a, F b) { return a / b; }
   static F fma(F a, F b, F c) { return a * b + c; }
+  static F max(F a, F b) { return a > b ? a : b; }
   static F exp(F x) { return std::exp(x); }
   static float reduce_add(F x) { return x; }
 };
@@ -34,8 +36,81 @@ struct Lanes {
 
 #include "mla/kernels/leaf_math.h"
 
-namespace mla {
+#include "mla/kernels/gradient_math.h"
+#include "mla/kernels/panel.h"
+#include "mla/kernels/product.h"
 
+namespace mla {
+namespace {
+
+template <class T>
+void dot(const DotTile<T, float>& tile) {
+  const std::int64_t packed = packed_tokens(tile.num_tokens);
+  for (std::int64_t t = 0; t < tile.num_tokens; ++t) {
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+      const T* row = tile.weights + r * tile.weight_stride;
+      float sums[2] = {};
+      for (std::int64_t d = 0; d < tile.depth; ++d)
+        sums[d % 2] += to_float(row[d]) * tile.tokens[(d / 2 * packed + t) * 2 + d % 2];
+      tile.y[t * tile.y_stride + r] = sums[0] + sums[1];
+    }
+  }
+}
+
+template <class T>
+void sum(const SumTile<T, float>& tile) {
+  for (std::int64_t t = 0; t < tile.num_tokens; ++t) {
+    float* y = tile.y + t * tile.y_stride;
+    for (std::int64_t c = 0; c < tile.cols; ++c) y[c] = 0.0f;
+    for (std::int64_t d = 0; d < tile.depth; ++d) {
+      const T* row = tile.weights + d * tile.weight_stride;
+      for (std::int64_t c = 0; c < tile.cols; ++c)
+        y[c] += tile.tokens[t * tile.token_stride + d] * to_float(row[c]);
+    }
+  }
+}
+
+void transpose(const float* from, std::int64_t stride, std::int64_t rows, std::int64_t columns, float* to,
+               std::int64_t to_stride) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < columns; ++c) to[c * to_stride + r] = from[r * stride + c];
+  }
+}
+
+constexpr std::int64_t panel = 4;  // rows and columns
+
+void multiply_panels(const PanelTile& t) {
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    for (std::int64_t j = 0; j < t.cols; ++j) {
+      float total = 0.0f;
+      for (std::int64_t k = 0; k < t.depth; ++k)
+        total += std::bit_cast<float>(t.a[k * panel + i]) * std::bit_cast<float>(t.b[k * panel + j]);
+      float& c = t.c[i * t.c_stride + j];
+      c = t.adds ? c + total : total;
+    }
+  }
+}
+
+/// Value i of unit k lies `along` * k + `across` * i from the first one.
+void pack(const PanelSource& s, std::int64_t along, std::int64_t across, PanelUnit* out) {
+  for (std::int64_t k = 0; k < s.depth; ++k) {
+    for (std::int64_t i = 0; i < panel; ++i)
+      out[k * panel + i] = i < s.width ? std::bit_cast<PanelUnit>(s.x[k * along + i * across]) : 0;
+  }
+}
+void pack_straight(const PanelSource& s, PanelUnit* out) {
+  pack(s, s.stride, 1, out);
+}
+void pack_transposed(const PanelSource& s, PanelUnit* out) {
+  pack(s, 1, s.stride, out);
+}
+
+}  // namespace
+
+const PanelKernels scalar_panels = {panel,           panel,        1, multiply_panels, pack_straight,
+                                    pack_transposed, pack_straight};
 const LeafKernels scalar_kernels = make_kernels(Isa::scalar);
+const ProductKernels scalar_products = {dot<float>, dot<bf16>, sum<float>, sum<bf16>};
+const GradientKernels scalar_gradients = {gradient_tile, transpose};
 
 }  // namespace mla

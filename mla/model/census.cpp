@@ -6,6 +6,8 @@ namespace mla {
 namespace {
 
 std::int64_t attention_parameters(const ModelConfig& c) {
+  if (c.attention == AttentionKind::heads)
+    return 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads);
   const std::int64_t query_width = c.num_heads * c.qk_head_dim();
   const std::int64_t query =
       c.q_lora_rank > 0 ? c.q_lora_rank * (c.hidden_size + 1 + query_width) : c.hidden_size * query_width;
@@ -43,14 +45,22 @@ ParameterCount count_parameters(const ModelConfig& c) {
 
 CacheCensus count_cache(const ModelConfig& c) {
   CacheCensus census;
-  const std::int64_t head = c.qk_nope_head_dim + c.v_head_dim;
-  census.gqa_groups = std::min<std::int64_t>(8, c.num_heads);
+  const bool is_latent = c.attention == AttentionKind::latent;
+  const std::int64_t head = is_latent ? c.qk_nope_head_dim + c.v_head_dim : 2 * c.head_dim;
+  const bool is_gqa = !is_latent && c.num_kv_heads > 1 && c.num_kv_heads < c.num_heads;
+  census.gqa_groups = is_gqa ? c.num_kv_heads : std::min<std::int64_t>(8, c.num_heads);
   census.mla = c.num_layers * c.latent_width();
   census.latent_only = c.num_layers * c.kv_lora_rank;
+  census.kept = c.num_layers * (is_latent ? c.latent_width() : c.heads_width());
   census.mha = c.num_layers * c.num_heads * head;
   census.gqa = c.num_layers * census.gqa_groups * head;
   census.mqa = c.num_layers * head;
   return census;
+}
+
+const char* attention_name(const ModelConfig& c) {
+  if (c.attention == AttentionKind::latent) return "MLA";
+  return c.num_kv_heads == c.num_heads ? "MHA" : c.num_kv_heads == 1 ? "MQA" : "GQA";
 }
 
 }  // namespace mla

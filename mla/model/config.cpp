@@ -7,7 +7,9 @@
 #include "mla/core/error.h"
 #include "mla/core/json.h"
 #include "mla/core/mapped_file.h"
+#include "mla/model/config_experts.h"
 #include "mla/model/config_fields.h"
+#include "mla/model/config_heads.h"
 #include "mla/model/config_rope.h"
 
 namespace mla {
@@ -15,7 +17,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t max_layers = std::int64_t{1} << 16;
 constexpr std::int64_t max_matrix = std::int64_t{1} << 40;  // values of one weight matrix
 constexpr std::int64_t max_total = std::int64_t{1}
                                    << 50;  // values of all weights, or of a cache of the whole context
@@ -30,6 +31,7 @@ struct Family {
   double rope_theta;     // when rope_theta is absent; 0: it must be there
   RopeLayout layout;     // when rope_interleave is absent
   bool layout_is_fixed;  // rope_interleave may not say otherwise
+  AttentionKind attention = AttentionKind::latent;
 };
 
 constexpr Family families[] = {
@@ -38,11 +40,12 @@ constexpr Family families[] = {
     {"kimi_k2", GateKind::sigmoid, true, false, 0.0, RopeLayout::interleaved, false},
     {"glm4_moe_lite", GateKind::sigmoid, true, false, 0.0, RopeLayout::interleaved, false},
     {"minicpm3", GateKind::softmax, false, true, 10000.0, RopeLayout::half_split, true},
+    {"llama", GateKind::softmax, false, false, 10000.0, RopeLayout::half_split, true, AttentionKind::heads},
 };
 
 const Family& family_of(JsonFields& fields) {
-  const std::string name =
-      fields.word("model_type", {"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", "minicpm3"});
+  const std::string name = fields.word(
+      "model_type", {"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", "minicpm3", "llama"});
   return *std::ranges::find_if(families, [&](const Family& family) { return name == family.model_type; });
 }
 
@@ -96,12 +99,19 @@ void read_sizes(JsonFields& fields, ModelConfig& config) {
   config.intermediate_size = fields.size("intermediate_size");
   config.num_layers = fields.integer("num_hidden_layers", 1, max_layers);
   config.num_heads = fields.size("num_attention_heads");
+  config.max_context = fields.integer("max_position_embeddings", 1, max_count);
+  config.norm_epsilon = fields.number_above("rms_norm_eps", 0.0);
+}
+
+void read_latent_sizes(JsonFields& fields, ModelConfig& config) {
   if (!fields.is_written("q_lora_rank"))
     fields.refuse("q_lora_rank", "an integer, or null for plain queries");
   config.q_lora_rank = fields.has("q_lora_rank") ? fields.size("q_lora_rank") : 0;
   config.kv_lora_rank = fields.size("kv_lora_rank");
   config.qk_nope_head_dim = fields.size("qk_nope_head_dim");
-  config.qk_rope_head_dim = fields.size("qk_rope_head_dim");
+  // 0 is no released model's: it is for comparing positions.
+  const std::int64_t least = config.model_type == "deepseek_v3" ? 0 : 1;
+  config.qk_rope_head_dim = fields.integer("qk_rope_head_dim", least, max_size);
   if (config.model_type == "minicpm3" && !fields.has("v_head_dim")) {
     if (config.hidden_size % config.num_heads != 0) {
       fields.refuse(
@@ -112,11 +122,9 @@ void read_sizes(JsonFields& fields, ModelConfig& config) {
   } else {
     config.v_head_dim = fields.size("v_head_dim");
   }
-  config.max_context = fields.integer("max_position_embeddings", 1, max_count);
-  config.norm_epsilon = fields.number_above("rms_norm_eps", 0.0);
 }
 
-/// Fields that only repeat what others say.
+/// Fields of latent attention that only repeat what others say.
 void check_repeated(JsonFields& fields, const ModelConfig& config) {
   const json* heads = fields.find("num_key_value_heads");
   if (heads && *heads != config.num_heads) {
@@ -134,104 +142,16 @@ void check_repeated(JsonFields& fields, const ModelConfig& config) {
 }
 
 void read_positions(JsonFields& fields, const Family& family, ModelConfig& config) {
-  RopeFields rope = read_rope(fields, config.qk_rope_head_dim, config.max_context, family.rope_theta);
+  fields.must_be("position_encoding", "rotary");  // ours, of llama
+  if (config.qk_rope_head_dim == 0) config.position = PositionKind::none;
+  RopeFields rope = read_rope(fields, {"qk_rope_head_dim", family.rope_theta, false}, config.qk_rope_head_dim,
+                              config.max_context);
   config.rope = std::move(rope.spec);
   const bool is_interleaved = family.layout == RopeLayout::interleaved;
   if (family.layout_is_fixed) fields.must_be("rope_interleave", is_interleaved);
   config.rope.layout =
       fields.flag("rope_interleave", is_interleaved) ? RopeLayout::interleaved : RopeLayout::half_split;
   config.softmax_scale = rope.softmax_factor / std::sqrt(static_cast<double>(config.qk_head_dim()));
-}
-
-/// DeepSeek-V2's gate. norm_topk_prob true is refused: transformers ignores it and DeepSeek's own code then
-/// leaves out the scale, so no answer would be the right one.
-void read_softmax_gate(JsonFields& fields, MoeConfig& moe) {
-  fields.must_be("scoring_func", "softmax");
-  fields.must_be("norm_topk_prob", false);
-  const bool has_groups =
-      fields.word("topk_method", {"greedy", "group_limited_greedy"}) == "group_limited_greedy";
-  if (has_groups) moe.group_rank = GroupRank::best;
-  fields.skip({"n_group", "topk_group"});  // greedy looks at no groups
-}
-
-/// DeepSeek-V3's gate.
-void read_sigmoid_gate(JsonFields& fields, MoeConfig& moe) {
-  fields.must_be("scoring_func", "sigmoid");
-  fields.must_be("topk_method", "noaux_tc");
-  fields.need("norm_topk_prob", "true or false");
-  moe.normalise = fields.flag("norm_topk_prob", false);
-  moe.has_bias = true;
-  moe.group_rank = GroupRank::best_two;
-}
-
-void read_groups(JsonFields& fields, MoeConfig& moe) {
-  moe.num_groups = fields.size("n_group");
-  if (moe.num_experts % moe.num_groups != 0) {
-    fields.refuse("n_group", fmt::format("a divisor of n_routed_experts {}", moe.num_experts));
-  }
-  moe.groups_kept = fields.integer("topk_group", 1, moe.num_groups);
-  const std::int64_t group_size = moe.num_experts / moe.num_groups;
-  if (moe.num_groups == 1) {
-    moe.group_rank = GroupRank::none;
-  } else if (moe.group_rank == GroupRank::best_two && group_size < 2) {
-    fields.refuse("n_group",
-                  fmt::format("at most {}: a group is ranked by its best two experts", moe.num_experts / 2));
-  }
-  if (moe.experts_per_token > moe.groups_kept * group_size) {
-    fields.refuse("num_experts_per_tok",
-                  fmt::format("at most {}, the experts of the topk_group = {} groups kept",
-                              moe.groups_kept * group_size, moe.groups_kept));
-  }
-}
-
-/// Which layers have experts: mlp_layer_types lists them; first_k_dense_replace and moe_layer_freq count
-/// them. Both may be given if they agree.
-std::vector<bool> read_layer_kinds(JsonFields& fields, std::int64_t num_layers) {
-  std::vector<bool> counted, listed;
-  if (!fields.has("mlp_layer_types") || fields.has("first_k_dense_replace")) {
-    const std::int64_t first = fields.integer("first_k_dense_replace", 0, max_layers);
-    const std::int64_t every = fields.has("moe_layer_freq") ? fields.size("moe_layer_freq") : 1;
-    for (std::int64_t i = 0; i < num_layers; ++i) counted.push_back(i >= first && i % every == 0);
-  }
-  fields.skip({"moe_layer_freq"});
-  const json* types = fields.find("mlp_layer_types");
-  if (!types) return counted;
-  const std::string expected =
-      fmt::format("a list of num_hidden_layers = {} times dense or sparse", num_layers);
-  if (!types->is_array() || static_cast<std::int64_t>(types->size()) != num_layers) {
-    fields.refuse("mlp_layer_types", expected);
-  }
-  for (const json& type : *types) {
-    if (type != "dense" && type != "sparse") fields.refuse("mlp_layer_types", expected);
-    listed.push_back(type == "sparse");
-  }
-  if (!counted.empty() && counted != listed)
-    fields.refuse("mlp_layer_types", "the same as first_k_dense_replace says");
-  return listed;
-}
-
-void read_experts(JsonFields& fields, const Family& family, ModelConfig& config) {
-  config.layer_is_moe.assign(static_cast<std::size_t>(config.num_layers), false);
-  if (!family.has_experts) return;
-  if (!fields.has("n_routed_experts")) {  // dense, as DeepSeek's own code takes it
-    fields.skip({"n_shared_experts", "num_experts_per_tok", "moe_intermediate_size", "first_k_dense_replace",
-                 "moe_layer_freq", "mlp_layer_types", "n_group", "topk_group", "topk_method", "scoring_func",
-                 "norm_topk_prob", "routed_scaling_factor"});
-    return;
-  }
-  MoeConfig& moe = config.moe;
-  moe.num_experts = fields.size("n_routed_experts");
-  moe.experts_per_token = fields.integer("num_experts_per_tok", 1, moe.num_experts);
-  if (!fields.is_written("n_shared_experts"))
-    fields.refuse("n_shared_experts", "an integer, or null for none");
-  moe.shared_experts = fields.has("n_shared_experts") ? fields.integer("n_shared_experts", 0, max_size) : 0;
-  moe.intermediate_size = fields.size("moe_intermediate_size");
-  moe.scale = fields.number_above("routed_scaling_factor", 0.0);
-  moe.gate = family.gate;
-  if (moe.gate == GateKind::softmax) read_softmax_gate(fields, moe);
-  if (moe.gate == GateKind::sigmoid) read_sigmoid_gate(fields, moe);
-  if (moe.group_rank != GroupRank::none) read_groups(fields, moe);
-  config.layer_is_moe = read_layer_kinds(fields, config.num_layers);
 }
 
 /// MiniCPM3's scales. A null scale_depth or dim_model_base means none, as in transformers.
@@ -295,39 +215,59 @@ void read_quantization(JsonFields& config_fields, ModelConfig& config) {
   fields.refuse_unread();
 }
 
+/// Refuses a weight matrix that is too large; sums up the others.
+class MatrixCheck {
+ public:
+  explicit MatrixCheck(const std::string& source) : source_(source) {}
+
+  void add(const char* what, std::int64_t rows, std::int64_t cols, std::int64_t times) {
+    std::int64_t count = 0;
+    const bool fits = !__builtin_mul_overflow(rows, cols, &count) && count <= max_matrix;
+    require(fits, "{}: {}: found a weight matrix of {} x {}, expected at most 2^40 values", source_, what,
+            rows, cols);
+    total_ += static_cast<double>(count) * static_cast<double>(times);
+  }
+  double total() const { return total_; }
+
+ private:
+  const std::string& source_;
+  double total_ = 0.0;
+};
+
+void add_attention(const ModelConfig& c, MatrixCheck& matrices) {
+  if (c.attention == AttentionKind::heads) {
+    matrices.add("num_attention_heads", c.num_heads * c.head_dim, c.hidden_size, 2 * c.num_layers);
+    return matrices.add("num_key_value_heads", c.num_kv_heads * c.head_dim, c.hidden_size, 2 * c.num_layers);
+  }
+  if (c.q_lora_rank) matrices.add("q_lora_rank", c.q_lora_rank, c.hidden_size, c.num_layers);
+  matrices.add("num_attention_heads", c.num_heads * c.qk_head_dim(),
+               c.q_lora_rank ? c.q_lora_rank : c.hidden_size, c.num_layers);
+  matrices.add("kv_lora_rank", c.latent_width(), c.hidden_size, c.num_layers);
+  const std::int64_t key_value = c.num_heads * (c.qk_nope_head_dim + c.v_head_dim);
+  matrices.add("num_attention_heads", key_value, c.kv_lora_rank, c.num_layers);
+  matrices.add("num_attention_heads", c.num_heads * c.v_head_dim, c.hidden_size, c.num_layers);
+}
+
 /// Refuses sizes whose products the engine could not hold: each weight matrix, all of them, and the cache (or
 /// the keys and values of explicit attention) of the whole context.
 void check_products(const ModelConfig& config, const std::string& source) {
-  double total = 0.0;
-  const auto matrix = [&](const char* what, std::int64_t rows, std::int64_t cols, std::int64_t times) {
-    std::int64_t count = 0;
-    const bool fits = !__builtin_mul_overflow(rows, cols, &count) && count <= max_matrix;
-    require(fits, "{}: {}: found a weight matrix of {} x {}, expected at most 2^40 values", source, what,
-            rows, cols);
-    total += static_cast<double>(count) * static_cast<double>(times);
-  };
   const MoeConfig& moe = config.moe;
   const std::int64_t d = config.hidden_size;
   const std::int64_t layers = config.num_layers;
-  matrix("vocab_size", config.vocab_size, d, 2);
-  matrix("intermediate_size", config.intermediate_size, d, 3 * layers);
-  if (config.q_lora_rank) matrix("q_lora_rank", config.q_lora_rank, d, layers);
-  matrix("num_attention_heads", config.num_heads * config.qk_head_dim(),
-         config.q_lora_rank ? config.q_lora_rank : d, layers);
-  matrix("kv_lora_rank", config.latent_width(), d, layers);
-  const std::int64_t key_value = config.num_heads * (config.qk_nope_head_dim + config.v_head_dim);
-  matrix("num_attention_heads", key_value, config.kv_lora_rank, layers);
-  matrix("num_attention_heads", config.num_heads * config.v_head_dim, d, layers);
-  matrix("n_routed_experts", moe.num_experts, d, layers);
-  matrix("moe_intermediate_size", moe.intermediate_size, d, 3 * layers * moe.num_experts);
-  matrix("n_shared_experts", moe.shared_experts * moe.intermediate_size, d, 3 * layers);
-  require(total <= static_cast<double>(max_total),
+  MatrixCheck matrices(source);
+  matrices.add("vocab_size", config.vocab_size, d, 2);
+  matrices.add("intermediate_size", config.intermediate_size, d, 3 * layers);
+  add_attention(config, matrices);
+  matrices.add("n_routed_experts", moe.num_experts, d, layers);
+  matrices.add("moe_intermediate_size", moe.intermediate_size, d, 3 * layers * moe.num_experts);
+  matrices.add("n_shared_experts", moe.shared_experts * moe.intermediate_size, d, 3 * layers);
+  require(matrices.total() <= static_cast<double>(max_total),
           "{}: num_hidden_layers: found {:.3g} weights in all, expected at most "
           "2^50",
-          source, total);
+          source, matrices.total());
 
-  const std::int64_t row =
-      std::max(config.num_heads * (config.qk_head_dim() + config.v_head_dim), config.latent_width());
+  const std::int64_t row = std::max({config.num_heads * (config.qk_head_dim() + config.v_head_dim),
+                                     config.latent_width(), config.heads_width()});
   const double cache =
       static_cast<double>(config.max_context) * static_cast<double>(row) * static_cast<double>(layers);
   require(cache <= static_cast<double>(max_total),
@@ -344,12 +284,19 @@ ModelConfig parse_config(std::string_view text, const std::string& source) {
   ModelConfig config;
   const Family& family = family_of(fields);
   config.model_type = family.model_type;
+  config.attention = family.attention;
   skip_harmless(fields);
   refuse_what_we_lack(fields);
   read_sizes(fields, config);
-  check_repeated(fields, config);
-  read_positions(fields, family, config);
-  read_experts(fields, family, config);
+  if (family.attention == AttentionKind::latent) {
+    read_latent_sizes(fields, config);
+    check_repeated(fields, config);
+    read_positions(fields, family, config);
+  } else {
+    read_heads(fields, config);
+  }
+  config.layer_is_moe.assign(static_cast<std::size_t>(config.num_layers), false);
+  if (family.has_experts) read_experts(fields, family.gate, config);
   read_scales(fields, config);
   config.tied_head = fields.flag("tie_word_embeddings", family.tied_head);
   read_ids(fields, config);

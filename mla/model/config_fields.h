@@ -13,6 +13,7 @@ namespace mla {
 
 constexpr std::int64_t max_size = std::int64_t{1} << 24;   ///< of a width, a rank or a count in config.json
 constexpr std::int64_t max_count = std::int64_t{1} << 31;  ///< of the vocabulary and the context
+constexpr std::int64_t max_layers = std::int64_t{1} << 16;
 
 /// A JSON value for messages: ASCII, one line, cut at 80 characters.
 std::string json_text(const nlohmann::json& value);

@@ -79,6 +79,15 @@ void read_longrope(JsonFields& fields, std::int64_t max_context, RopeSpec& spec)
   }
 }
 
+void read_llama3(JsonFields& fields, RopeSpec& spec) {
+  spec.scaling = RopeScaling::llama3;
+  fields.need("factor", "a number from 1");
+  spec.factor = fields.number_from("factor", 1.0, 1.0);
+  spec.original_context = fields.integer("original_max_position_embeddings", 1, max_count);
+  spec.low_freq_factor = fields.number_above("low_freq_factor", 0.0);
+  spec.high_freq_factor = fields.number_above("high_freq_factor", spec.low_freq_factor);
+}
+
 /// The fields of whichever spelling is used, completed from the top level; `name` becomes the name of that
 /// spelling.
 json rope_object(JsonFields& config, std::string& name) {
@@ -102,23 +111,25 @@ json rope_object(JsonFields& config, std::string& name) {
 
 }  // namespace
 
-RopeFields read_rope(JsonFields& config, std::int64_t dim, std::int64_t max_context, double default_theta) {
-  if (dim % 2 != 0) config.refuse("qk_rope_head_dim", "an even number");
+RopeFields read_rope(JsonFields& config, const RopeRules& rules, std::int64_t dim, std::int64_t max_context) {
+  if (dim % 2 != 0) config.refuse(rules.dim_field, "an even number");
   std::string name;
   const json merged = rope_object(config, name);
   JsonFields fields(merged, config.source(), name + ".");
   RopeFields rope;
   rope.spec.dim = dim;
-  if (config.has("rope_theta") || (default_theta == 0.0 && !fields.has("rope_theta"))) {
+  if (config.has("rope_theta") || (rules.default_theta == 0.0 && !fields.has("rope_theta"))) {
     rope.spec.theta = config.number_above("rope_theta", 1.0);
   } else {
-    rope.spec.theta = fields.has("rope_theta") ? fields.number_above("rope_theta", 1.0) : default_theta;
+    rope.spec.theta = fields.has("rope_theta") ? fields.number_above("rope_theta", 1.0) : rules.default_theta;
   }
   fields.skip({"rope_theta"});
   fields.must_be("partial_rotary_factor", 1);
-  const std::string scaling = fields.word("rope_type", {"default", "yarn", "longrope"});
+  const std::string scaling = rules.is_llama ? fields.word("rope_type", {"default", "llama3"})
+                                             : fields.word("rope_type", {"default", "yarn", "longrope"});
   if (scaling == "yarn") read_yarn(fields, rope);
   if (scaling == "longrope") read_longrope(fields, max_context, rope.spec);
+  if (scaling == "llama3") read_llama3(fields, rope.spec);
   fields.refuse_unread();
   return rope;
 }

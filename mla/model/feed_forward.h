@@ -1,4 +1,6 @@
 #pragma once
+#include <span>
+
 #include "mla/core/tensor.h"
 #include "mla/kernels/matmul.h"
 
@@ -20,5 +22,18 @@ struct FeedForwardScratch {
 /// out [tokens, d] = the feed-forward of x [tokens, d].
 void feed_forward(const FeedForwardWeights& weights, MatrixView<const float> x, DType compute,
                   FeedForwardScratch& scratch, MatrixView<float> out);
+
+/// One of several feed-forwards that run side by side.
+struct FeedForwardRun {
+  const FeedForwardWeights* weights;
+  MatrixView<const float> x;   ///< [tokens, d]
+  MatrixView<float> gate, up;  ///< [tokens, width], working memory
+  MatrixView<float> hidden;    ///< [tokens, width], silu(gate) * up; gate itself, unless gate is to be kept
+  MatrixView<float> out;       ///< [tokens, d]
+};
+
+/// All of `runs`. The threads share the outputs of all of them, block by block, so that many small ones keep
+/// them as busy as a large one; each result has the bits that it has alone.
+void feed_forward(std::span<const FeedForwardRun> runs, DType compute);
 
 }  // namespace mla

@@ -22,18 +22,26 @@ struct Routing {
   std::vector<float> weights;
 };
 
+/// The scores of one token's experts: what `gate` makes of their logits.
+void gate_scores(GateKind gate, const float* logits, std::int64_t experts, float* scores);
+
 /// Chooses experts from gate logits [tokens, experts]. Among equal scores the lower expert wins.
 void route(const MoeConfig& config, const std::vector<float>& bias, MatrixView<const float> logits,
            Routing& routing);
 
-/// Memory that calls reuse.
+/// Memory that calls reuse. The choices of all tokens lie grouped by expert, tokens in order.
 struct MoeScratch {
-  Buffer<float> logits;  // [tokens, experts]
+  bool keeps_gates = false;  ///< gates stay as they are before silu, for backward: hidden lies beside them
+  Buffer<float> logits;      // [tokens, experts]
   Routing routing;
-  std::vector<std::int64_t>
-      members;            // of one expert: indices into routing, token * experts_per_token + choice
-  Buffer<float> in, out;  // the tokens of one expert, [members, d]
-  FeedForwardScratch feed_forward;
+  std::vector<std::int64_t> first;  // [experts + 1] an expert's first choice among the grouped ones
+  std::vector<std::int64_t> place;  // [tokens * experts_per_token] of each choice in that order
+  Buffer<float> in, gate, up,
+      out;                    // of the grouped choices: [choices, d], [choices, width] twice, [choices, d]
+  FeedForwardScratch shared;  // of the shared experts
+  Buffer<float> shared_out;   // [tokens, d]
+  Buffer<float> hidden, shared_hidden;  // [choices, width] and of the shared experts, if gates are kept
+  std::vector<FeedForwardRun> runs;     // one per expert that was chosen, then the shared ones
 };
 
 /// out [tokens, d] = weighted sum of each token's experts, plus the shared experts. Tokens are grouped by

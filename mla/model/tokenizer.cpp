@@ -6,6 +6,7 @@
 #include "mla/core/error.h"
 #include "mla/core/json.h"
 #include "mla/core/mapped_file.h"
+#include "mla/core/utf8.h"
 #include "mla/model/tokenizer/added_tokens.h"
 #include "mla/model/tokenizer/bpe.h"
 #include "mla/model/tokenizer/fields.h"
@@ -13,7 +14,6 @@
 #include "mla/model/tokenizer/pre_tokenizer.h"
 #include "mla/model/tokenizer/prompt_template.h"
 #include "mla/model/tokenizer/token_decoder.h"
-#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 

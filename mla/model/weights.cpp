@@ -9,7 +9,6 @@
 #include "mla/kernels/leaf.h"
 
 namespace mla {
-namespace {
 
 DType dtype_of(StoredType type) {
   switch (type) {
@@ -23,6 +22,8 @@ DType dtype_of(StoredType type) {
       return DType::f8_e4m3;
   }
 }
+
+namespace {
 
 /// Takes tensors out of a checkpoint by name and remembers which were taken.
 class Binder {
@@ -130,6 +131,16 @@ void bind_mla(const ModelConfig& c, const std::string& prefix, Binder& binder, L
   w.o_proj = binder.matrix(prefix + "o_proj.weight", c.hidden_size, c.num_heads * c.v_head_dim);
 }
 
+HeadsWeights bind_heads(const ModelConfig& c, const std::string& prefix, Binder& binder) {
+  const std::int64_t query_width = c.num_heads * c.head_dim, key_width = c.num_kv_heads * c.head_dim;
+  HeadsWeights w;
+  w.q_proj = binder.matrix(prefix + "q_proj.weight", query_width, c.hidden_size);
+  w.k_proj = binder.matrix(prefix + "k_proj.weight", key_width, c.hidden_size);
+  w.v_proj = binder.matrix(prefix + "v_proj.weight", key_width, c.hidden_size);
+  w.o_proj = binder.matrix(prefix + "o_proj.weight", c.hidden_size, query_width);
+  return w;
+}
+
 FeedForwardWeights bind_feed_forward(const ModelConfig& c, const std::string& prefix, std::int64_t width,
                                      Binder& binder) {
   FeedForwardWeights w;
@@ -158,7 +169,11 @@ LayerWeights bind_layer(const ModelConfig& c, std::int64_t index, Binder& binder
   const std::string prefix = fmt::format("model.layers.{}.", index);
   LayerWeights layer;
   layer.input_norm = binder.vector(prefix + "input_layernorm.weight", c.hidden_size);
-  bind_mla(c, prefix + "self_attn.", binder, layer);
+  if (c.attention == AttentionKind::latent) {
+    bind_mla(c, prefix + "self_attn.", binder, layer);
+  } else {
+    layer.heads = bind_heads(c, prefix + "self_attn.", binder);
+  }
   layer.post_attention_norm = binder.vector(prefix + "post_attention_layernorm.weight", c.hidden_size);
   layer.is_moe = c.layer_is_moe[index];
   if (layer.is_moe) {
@@ -182,6 +197,15 @@ void bind_tied_head(const Checkpoint& checkpoint, Binder& binder) {
 }
 
 }  // namespace
+
+MlaShape mla_shape(const ModelConfig& c) {
+  return {c.hidden_size,      c.num_heads,  c.q_lora_rank,   c.kv_lora_rank,       c.qk_nope_head_dim,
+          c.qk_rope_head_dim, c.v_head_dim, c.softmax_scale, c.latent_norm_epsilon};
+}
+
+HeadsShape heads_shape(const ModelConfig& c) {
+  return {c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.softmax_scale};
+}
 
 ModelWeights bind_weights(const ModelConfig& config, const Checkpoint& checkpoint) {
   Binder binder(config, checkpoint);

@@ -1,7 +1,22 @@
 #pragma once
 #include <cstdint>
 
+#include "mla/core/tensor.h"
+
 namespace mla {
+
+/// How a model learns where a token stands: chapter 3.7 to 3.10, and rotary.
+enum class PositionKind {
+  rotary,   ///< queries and keys are turned (mla/position/rotary.h)
+  none,     ///< chapter 3.7: it learns nothing; only the causal mask tells order
+  integer,  ///< the others are added to the embedding
+  binary,
+  sinusoidal,
+};
+
+/// Adds to row t of `stream` the encoding of position first + t; nothing for rotary and none. `encoding` is
+/// working memory. Throws Error for a negative position or a stream without columns.
+void add_positions(PositionKind kind, std::int64_t first, MatrixView<float> stream, Buffer<float>& encoding);
 
 /// Positions that are added to an embedding, the chapter's ladder up to rotary: each fills out [dim] for one
 /// position. They throw Error for a negative position or a dim below 1.

@@ -34,6 +34,17 @@ std::vector<double> yarn_keep(const RopeSpec& spec) {
   return keep;
 }
 
+/// Frequencies of few rotations in the original context are divided by the factor, those of many are kept, a
+/// ramp between.
+void stretch_llama3(const RopeSpec& spec, std::vector<double>& frequencies) {
+  for (double& frequency : frequencies) {
+    const double rotations = static_cast<double>(spec.original_context) * frequency / (2 * std::numbers::pi);
+    const double keep = std::clamp(
+        (rotations - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor), 0.0, 1.0);
+    frequency *= keep + (1 - keep) / spec.factor;
+  }
+}
+
 }  // namespace
 
 double yarn_mscale(double factor, double mscale) {
@@ -41,7 +52,7 @@ double yarn_mscale(double factor, double mscale) {
 }
 
 std::vector<float> rope_frequencies(const RopeSpec& spec, std::int64_t max_length) {
-  require(spec.dim > 0 && spec.dim % 2 == 0, "rotary: found dim {}, expected a positive even number",
+  require(spec.dim >= 0 && spec.dim % 2 == 0, "rotary: found dim {}, expected an even number from 0",
           spec.dim);
   const auto pairs = static_cast<std::size_t>(spec.dim / 2);
   std::vector<double> exact(pairs);
@@ -52,6 +63,7 @@ std::vector<float> rope_frequencies(const RopeSpec& spec, std::int64_t max_lengt
     const std::vector<double> keep = yarn_keep(spec);
     for (std::size_t i = 0; i < pairs; ++i) exact[i] *= keep[i] + (1 - keep[i]) / spec.factor;
   }
+  if (spec.scaling == RopeScaling::llama3) stretch_llama3(spec, exact);
   if (spec.scaling == RopeScaling::longrope) {
     const std::vector<double>& divisors =
         max_length > spec.original_context ? spec.long_factor : spec.short_factor;
@@ -80,15 +92,21 @@ void Rotary::fill(std::int64_t first, std::int64_t count, Table& table) const {
 }
 
 void Rotary::rotate(const Table& table, std::int64_t row, float* x) const {
+  turn(table.cos.data() + row * (spec_.dim / 2), table.sin.data() + row * (spec_.dim / 2), 1.0f, x);
+}
+
+void Rotary::rotate_back(const Table& table, std::int64_t row, float* d_x) const {
+  turn(table.cos.data() + row * (spec_.dim / 2), table.sin.data() + row * (spec_.dim / 2), -1.0f, d_x);
+}
+
+void Rotary::turn(const float* cos, const float* sin, float sign, float* x) const {
   const std::int64_t pairs = spec_.dim / 2;
-  const float* cos = table.cos.data() + row * pairs;
-  const float* sin = table.sin.data() + row * pairs;
   const bool interleaved = spec_.layout == RopeLayout::interleaved;
   for (std::int64_t i = 0; i < pairs; ++i) {
     float& a = x[interleaved ? 2 * i : i];
     float& b = x[interleaved ? 2 * i + 1 : i + pairs];
-    const float turned_a = a * cos[i] - b * sin[i];
-    const float turned_b = a * sin[i] + b * cos[i];
+    const float turned_a = a * cos[i] - b * (sign * sin[i]);
+    const float turned_b = a * (sign * sin[i]) + b * cos[i];
     a = turned_a;
     b = turned_b;
   }

@@ -17,7 +17,13 @@ std::int64_t limit(const Transformer& model, const SessionOptions& options) {
   require(options.page_rows >= 1, "page rows: found {}, expected at least 1", options.page_rows);
   require(options.compute == DType::f32 || options.compute == DType::bf16,
           "compute type: found {}, expected f32 or bf16", name_of(options.compute));
-  const std::int64_t context = model.config().max_context;
+  const ModelConfig& config = model.config();
+  require(
+      options.form == MlaForm::automatic || config.attention == AttentionKind::latent,
+      "attention: found the explicit or absorbed form, expected automatic: a {} model has no latents that "
+      "could have forms",
+      config.model_type);
+  const std::int64_t context = config.max_context;
   require(
       options.max_tokens >= 0 && options.max_tokens <= context,
       "conversation of {} tokens: expected at most {}, the model's context limit (max_position_embeddings)",
@@ -45,6 +51,10 @@ Session Session::fork() const {
   return {*this, cache_.fork()};
 }
 
+MlaForm Session::form_for(std::int64_t tokens) const {
+  return model_.form_for(forward_options(), options_.cache_type, tokens, length() + tokens);
+}
+
 void Session::check(std::span<const std::int32_t> ids) const {
   require(!ids.empty(), "no tokens to run");
   const auto count = static_cast<std::int64_t>(ids.size());
@@ -58,7 +68,7 @@ void Session::check(std::span<const std::int32_t> ids) const {
 }
 
 MatrixView<float> Session::run(std::span<const std::int32_t> ids, std::vector<float>* trace) {
-  return model_.forward(ids, {options_.form, options_.compute}, rotary_, cache_, scratch_, trace);
+  return model_.forward(ids, forward_options(), rotary_, cache_, scratch_, trace);
 }
 
 /// Calls use(hidden, index of its first token) for each chunk; whatever fails, the cache is then as before.

@@ -9,19 +9,21 @@ namespace mla {
 
 /// How a conversation runs.
 struct SessionOptions {
-  MlaForm form = MlaForm::automatic;
+  MlaForm form = MlaForm::automatic;  ///< of latent attention
   DType compute = DType::f32;
   DType cache_type = DType::f32;
   std::int64_t chunk = 512;     ///< most tokens of one forward pass
   std::int64_t page_rows = 64;  ///< tokens of one cache page
   std::int64_t max_tokens = 0;  ///< longest the conversation may become; 0: the model's context limit
+  HeadsKernels kernels = HeadsKernels::automatic;  ///< of attention with key and value heads
 };
 
 /// One conversation with a model: its cache and the logits of what may come next. All that it keeps per token
 /// is the token's cache rows. The model must outlive it.
 class Session {
  public:
-  /// Throws Error if chunk or page_rows is below 1 or max_tokens is beyond the model's context limit.
+  /// Throws Error if chunk or page_rows is below 1, max_tokens is beyond the model's context limit, or the
+  /// model's attention lacks the form or the type of rows.
   Session(const Transformer& model, const SessionOptions& options);
 
   /// Runs `ids` behind what the conversation holds, chunk by chunk, and returns the logits [vocab] behind the
@@ -39,6 +41,10 @@ class Session {
   /// Transformer::forward's trace.
   std::vector<float> feed_traced(std::span<const std::int32_t> ids);
 
+  /// The form in which the next `tokens` tokens, fed as one chunk, will attend. REQUIRES a model of latent
+  /// attention.
+  MlaForm form_for(std::int64_t tokens) const;
+
   std::int64_t length() const { return cache_.length(); }
   std::int64_t max_tokens() const { return max_tokens_; }
   const SessionOptions& options() const { return options_; }
@@ -52,6 +58,7 @@ class Session {
 
  private:
   Session(const Session& past, KvCache cache);
+  ForwardOptions forward_options() const { return {options_.form, options_.compute, options_.kernels}; }
   void check(std::span<const std::int32_t> ids) const;
   MatrixView<float> run(std::span<const std::int32_t> ids, std::vector<float>* trace = nullptr);
   template <class Use>

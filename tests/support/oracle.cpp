@@ -15,7 +15,7 @@ std::vector<float> Random::values(std::int64_t n, double scale) {
 
 std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     if (supports(isa)) isas.push_back(isa);
   }
   return isas;

@@ -32,6 +32,11 @@ const std::vector<std::string>& reference_names() {
   return names;
 }
 
+const std::vector<std::string>& heads_names() {
+  static const std::vector<std::string> names{"llama-mha", "llama-gqa", "llama-mqa"};
+  return names;
+}
+
 Difference difference(const std::vector<float>& a, const std::vector<float>& b) {
   if (a.size() != b.size()) return {INFINITY, INFINITY};
   Difference d{0, 0};

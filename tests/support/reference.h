@@ -23,8 +23,11 @@ struct Reference {
 
 Reference load_reference(const std::string& name);
 
-/// The nine small checkpoints.
+/// The nine small checkpoints of latent attention.
 const std::vector<std::string>& reference_names();
+
+/// The three small checkpoints with key and value heads.
+const std::vector<std::string>& heads_names();
 
 /// Largest and mean |a - b|.
 struct Difference {

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "mla/core/error.h"
+#include "mla/core/utf8.h"
 #include "mla/model/tokenizer/fields.h"
-#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 

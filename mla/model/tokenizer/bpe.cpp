@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "mla/core/error.h"
-#include "mla/model/tokenizer/utf8.h"
+#include "mla/core/utf8.h"
 
 namespace mla {
 namespace {

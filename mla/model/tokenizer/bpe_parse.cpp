@@ -1,9 +1,9 @@
 #include <bit>
 
 #include "mla/core/error.h"
+#include "mla/core/utf8.h"
 #include "mla/model/tokenizer/bpe.h"
 #include "mla/model/tokenizer/fields.h"
-#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 

@@ -6,9 +6,9 @@
 #include <cstdint>
 
 #include "mla/core/error.h"
+#include "mla/core/utf8.h"
 #include "mla/model/tokenizer/fields.h"
 #include "mla/model/tokenizer/regex_unicode.h"
-#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 namespace {

@@ -7,8 +7,8 @@
 #include <variant>
 #include <vector>
 
+#include "mla/core/utf8.h"
 #include "mla/model/tokenizer/normalizer.h"
-#include "mla/model/tokenizer/utf8.h"
 
 namespace mla {
 

@@ -1,0 +1,111 @@
+#include "mla/attention/form_cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "mla/attention/attention.h"
+#include "mla/core/cpu.h"
+#include "mla/core/error.h"
+#include "mla/kernels/prefill.h"
+
+namespace mla {
+namespace {
+
+// Measured with two threads of a Zen 4 (AVX-512 with bf16), V3's widths, 8 to 128 heads: bench/fit_forms
+// writes these lines. Only ratios within a line count.
+constexpr FormCosts table[] = {
+    {DType::bf16, DType::bf16, {0, 83.78, 4.281, 0, 5.347}, {0, 37.88, 7.787, 6.265, 4.71}},
+    {DType::f32, DType::bf16, {0, 48.62, 9.994, 0, 25.32}, {0, 47.42, 12.14, 2.409, 4.916}},
+    {DType::bf16, DType::f32, {0, 92.59, 4.362, 0, 5.795}, {0, 40.17, 9.391, 15.46, 9.405}},
+    {DType::f32, DType::f32, {0, 48.85, 10.51, 0, 24.54}, {0, 49.83, 14.44, 19, 9.312}},
+};
+
+bool has_pairs() {
+  static const bool pairs = selected_isa() == Isa::avx512_bf16;
+  return pairs;
+}
+
+double rounded_up(std::int64_t n, std::int64_t part) {
+  return static_cast<double>((n + part - 1) / part);
+}
+
+}  // namespace
+
+FormTerms form_terms(MlaForm form, const MlaShape& s, std::int64_t tokens, std::int64_t length,
+                     DType compute) {
+  // Doubles, since the products of real lengths are large.
+  const auto m = static_cast<double>(tokens), n = static_cast<double>(length);
+  const auto heads = static_cast<double>(s.num_heads);
+  const auto d_c = static_cast<double>(s.kv_lora_rank);
+  const double pairs = heads * (m * n - m * (m - 1) / 2);  // of a query and a row that it sees
+  const double up = heads * d_c * static_cast<double>(s.qk_nope_head_dim + s.v_head_dim);
+  if (form == MlaForm::decompress) {
+    const auto width = static_cast<double>(s.qk_head_dim() + s.v_head_dim);
+    if (compute != DType::bf16 || !has_prefill())
+      return {1, up * rounded_up(length, OnlineAttention::part_rows), n * up, n * heads * width,
+              pairs * width};
+    // Queries go in panels, whose empty lanes cost what the others do.
+    const double empty = heads * n * (rounded_up(tokens, prefill_queries) * prefill_queries - m);
+    return {1, up, n * up, n * heads * width, (pairs + empty) * width};
+  }
+  const auto width = static_cast<double>(s.latent_width() + s.kv_lora_rank);
+  const double blocks = rounded_up(tokens * s.num_heads, AttendQueries::max_count);
+  return {1, up, m * up, n * width * blocks, pairs * width};
+}
+
+const FormCosts& form_costs(DType compute, DType rows) {
+  require(compute == DType::f32 || compute == DType::bf16,
+          "form costs: found compute type {}, expected f32 or bf16", name_of(compute));
+  const DType products = has_pairs() ? compute : DType::f32, stored = has_pairs() ? rows : DType::f32;
+  const FormCosts* best = nullptr;  // the same products, and if possible the same rows
+  for (const FormCosts& costs : table) {
+    if (costs.compute == products && (!best || costs.rows == stored)) best = &costs;
+  }
+  return *best;
+}
+
+double form_time(const FormCosts& costs, MlaForm form, const MlaShape& shape, std::int64_t tokens,
+                 std::int64_t length) {
+  const FormTerms terms = form_terms(form, shape, tokens, length, costs.compute);
+  const FormTerms& each = form == MlaForm::decompress ? costs.decompress : costs.absorb;
+  double time = 0;
+  for (std::size_t i = 0; i < terms.size(); ++i) time += terms[i] * each[i];
+  return time;
+}
+
+FormTerms fit_form_costs(std::span<const FormSample> samples) {
+  // Normal equations of the relative errors, solved by coordinate descent, which keeps costs from falling
+  // below zero (Franc, Hlavac & Navara 2005, sequential coordinate-wise non-negative least squares).
+  constexpr std::size_t size = FormTerms().size();
+  double matrix[size][size] = {}, right[size] = {};
+  FormTerms scale{};  // the terms differ by many orders of magnitude
+  for (const FormSample& sample : samples) {
+    for (std::size_t i = 0; i < size; ++i) scale[i] = std::max(scale[i], sample.terms[i]);
+  }
+  for (const FormSample& sample : samples) {
+    const auto share = [&](std::size_t i) { return sample.terms[i] / scale[i] / sample.time; };
+    for (std::size_t i = 0; i < size; ++i) {
+      right[i] += sample.weight * share(i);
+      for (std::size_t j = 0; j < size; ++j) matrix[i][j] += sample.weight * share(i) * share(j);
+    }
+  }
+  FormTerms costs{};
+  for (int round = 0; round < 200'000; ++round) {
+    for (std::size_t i = 0; i < size; ++i) {
+      double rest = right[i];
+      for (std::size_t j = 0; j < size; ++j) rest -= matrix[i][j] * costs[j];
+      if (matrix[i][i] > 0) costs[i] = std::max(0.0, costs[i] + rest / matrix[i][i]);
+    }
+  }
+  for (std::size_t i = 0; i < size; ++i) costs[i] /= scale[i] > 0 ? scale[i] : 1;
+  return costs;
+}
+
+MlaForm choose_form(const MlaShape& shape, std::int64_t tokens, std::int64_t length, DType compute,
+                    DType rows) {
+  const FormCosts& costs = form_costs(compute, rows);
+  const auto time = [&](MlaForm form) { return form_time(costs, form, shape, tokens, length); };
+  return time(MlaForm::decompress) < time(MlaForm::absorb) ? MlaForm::decompress : MlaForm::absorb;
+}
+
+}  // namespace mla

@@ -1,0 +1,30 @@
+#include "mla/cache/kv_view.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace mla {
+
+void KvView::list_runs(std::int64_t first, std::int64_t count, std::int64_t offset, const std::byte** runs,
+                       Buffer<std::byte>& copies) const {
+  constexpr std::int64_t size = 4;
+  const std::int64_t num_runs = (count + size - 1) / size;
+  const bool all_copied = page_rows % size != 0 && page_rows < length;
+  std::byte* copy = copies.resize((all_copied ? num_runs : 1) * size * row_bytes);
+  std::int64_t page = first / page_rows, slot = first % page_rows;
+  for (std::int64_t i = 0, at = first; i < num_runs; ++i, at += size) {
+    if (at + size <= length && slot + size <= page_rows) {
+      runs[i] = pages[page] + page_offset + slot * row_bytes + offset;
+    } else {
+      const std::int64_t there = std::min(size, length - at);
+      for (std::int64_t r = 0; r < there; ++r)
+        std::memcpy(copy + r * row_bytes, row(at + r), static_cast<std::size_t>(row_bytes));
+      std::memset(copy + there * row_bytes, 0, static_cast<std::size_t>((size - there) * row_bytes));
+      runs[i] = copy + offset;
+      copy += size * row_bytes;
+    }
+    for (slot += size; slot >= page_rows; slot -= page_rows) ++page;
+  }
+}
+
+}  // namespace mla

@@ -1,0 +1,118 @@
+#pragma once
+// The softmax of avx512_bf16_attend.cpp, which alone includes this: of a group of queries, on scores that are
+// still in L1.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "mla/kernels/attend.h"
+#include "mla/kernels/avx512_bf16_values.h"
+#include "mla/kernels/avx512_fold.h"
+
+namespace mla {
+namespace {
+
+/// What is kept of a group from tile to tile; P lanes belong to a query.
+struct Running {
+  __m512 reference;  // weights are 2^(score - reference); the same in all lanes of a query
+  __m512 sum;        // of every P-th row's weights
+};
+
+/// The same in all lanes of a query: the largest of them.
+template <int P>
+__m512 largest(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_permute_ps(x, 0xB1));
+  if constexpr (P >= 4) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4E));
+  if constexpr (P >= 8) x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
+  if constexpr (P == 16) x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4E));
+  return x;
+}
+
+/// Rounds a register of weights, lane P q + t, and stores them as pairs of rows: out[pair][query].
+template <int P>
+void store_pairs(__m512 weights, std::uint32_t* out, std::int64_t stride) {
+  const __m256i pairs = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(weights));  // [query][P / 2 pairs]
+  if constexpr (P == 2) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), pairs);
+  } else if constexpr (P == 4) {
+    const __m256i sorted = _mm256_permutevar8x32_epi32(pairs, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(sorted));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + stride), _mm256_extracti128_si256(sorted, 1));
+  } else {
+    constexpr int queries = 16 / P;
+    std::uint32_t each[8];
+    std::memcpy(each, &pairs, sizeof each);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) out[i % (P / 2) * stride + i / (P / 2)] = each[i];
+    static_assert(queries <= 2);
+  }
+}
+
+/// Turns the scores of `rows` rows, [rows / P][16], into weights, [rows / 2][stride] of bf16 pairs. Scores
+/// that a query may not see are -inf. A query's reference moves only when a score exceeds it by 8: then
+/// returns true, and `shift` is by how much the query's sums so far must be multiplied.
+template <int P>
+bool softmax_tile(const float* scores, std::int64_t rows, float scale, Running& running,
+                  std::uint32_t* weights, std::int64_t stride, __m512& shift) {
+  const __m512 unseen = _mm512_set1_ps(-__builtin_inff()), factor = _mm512_set1_ps(scale);
+  const std::int64_t count = rows / P;
+  __m512 top = unseen;
+  for (std::int64_t i = 0; i < count; ++i) top = _mm512_max_ps(top, _mm512_load_ps(scores + i * 16));
+  top = _mm512_mul_ps(largest<P>(top), factor);
+  const __mmask16 grows =
+      _mm512_cmp_ps_mask(top, _mm512_add_ps(running.reference, _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
+  if (grows) {
+    // Where nothing was seen before, the reference is -inf and the sums are 0, whatever multiplies them.
+    const __m512 moved = _mm512_maskz_sub_ps(grows, running.reference, top);
+    shift = exp2(_mm512_max_ps(moved, _mm512_set1_ps(-200.0f)));
+    shift = _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), grows, shift);
+    running.reference = _mm512_mask_mov_ps(running.reference, grows, top);
+    running.sum = _mm512_mul_ps(running.sum, shift);
+  }
+  // A query that has seen nothing yet: any reference will do, as long as -inf minus it is -inf.
+  const __mmask16 sees = _mm512_cmp_ps_mask(running.reference, unseen, _CMP_NEQ_UQ);
+  const __m512 reference = _mm512_maskz_mov_ps(sees, running.reference);
+  __m512 sum = running.sum;  // kept here: in memory, each step would wait for the one before to be stored
+#pragma GCC unroll 4
+  for (std::int64_t i = 0; i < count; ++i) {
+    const __m512 p = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + i * 16), factor, reference));
+    sum = _mm512_add_ps(sum, p);
+    store_pairs<P>(p, weights + i * (P / 2) * stride, stride);
+  }
+  running.sum = sum;
+  return grows != 0;
+}
+
+// ---------------------------------------------------------------- sums of splits
+
+/// The sum and reference of a query: lane `lane` on, partial_sums of them.
+struct QueryState {
+  float reference, sum;
+
+  QueryState(const Running& running, std::int64_t lane, int partial_sums) : sum(0.0f) {
+    float references[16], sums[16];
+    _mm512_storeu_ps(references, running.reference);
+    _mm512_storeu_ps(sums, running.sum);
+    reference = references[lane];
+    for (int p = 0; p < partial_sums; ++p) sum += sums[lane + p];
+  }
+};
+
+/// Adds one query's sums to others: acc is [d / 32][chunk_stride], its first 32 lanes the query's.
+void fold_query(const QueryState& query, const float* acc, std::int64_t chunk_stride, std::int64_t d_v,
+                const AttendSums& into) {
+  if (query.sum == 0.0f) return;  // this query sees none of the rows
+  const FoldWeights weights = fold_weights(query.reference, query.sum, into);
+  for (std::int64_t d = 0; d < d_v; d += 32, acc += chunk_stride) {
+    __m512 low = _mm512_load_ps(acc), high = _mm512_load_ps(acc + 16);
+    to_order(low, high);
+    const std::int64_t left = d_v - d;
+    const __mmask32 there = left >= 32 ? ~__mmask32{0} : static_cast<__mmask32>((1u << left) - 1u);
+    fold_features(weights, static_cast<__mmask16>(there), low, into.acc + d);
+    fold_features(weights, static_cast<__mmask16>(there >> 16), high, into.acc + d + 16);
+  }
+}
+
+}  // namespace
+}  // namespace mla
