@@ -224,6 +224,7 @@ class Units {
     sums_.resize((parts_ - 1) * shape.h_kv * lengths * part_width_);
     float* sum = sums_.data();
     for (const AttentionGradient& s : sequences) {
+      if (s.queries.tokens == 0) continue;  // its pointers may be null
       for (std::int64_t kv_head = 0; kv_head < shape.h_kv; ++kv_head) sum = add_kv_head(s, kv_head, sum);
     }
   }
