@@ -44,6 +44,22 @@ TEST(DTypeTest, EveryF16Code) {
   }
 }
 
+/// Every f16 value, and just below, at and above the tie to the next one.
+TEST(DTypeTest, F16RoundsToNearestTiesToEven) {
+  for (unsigned code = 0; code < 0x7c00; ++code) {
+    const float value = f16_to_float(static_cast<std::uint16_t>(code));
+    const float next = code == 0x7bff ? 65536.0f : f16_to_float(static_cast<std::uint16_t>(code + 1));
+    const float tie = value + (next - value) / 2;  // exact
+    ASSERT_EQ(to_f16(value), code);
+    ASSERT_EQ(to_f16(std::nextafter(tie, value)), code);
+    ASSERT_EQ(to_f16(tie), code + code % 2);
+    ASSERT_EQ(to_f16(std::nextafter(tie, next)), code + 1);
+    ASSERT_EQ(to_f16(-value), code | 0x8000);
+  }
+  EXPECT_EQ(to_f16(std::numeric_limits<float>::infinity()), 0x7c00);
+  EXPECT_TRUE(std::isnan(f16_to_float(to_f16(std::numeric_limits<float>::quiet_NaN()))));
+}
+
 TEST(DTypeTest, EveryF8Code) {
   for (unsigned code = 0; code < 256; ++code) {
     const float found = f8_e4m3_to_float(static_cast<std::uint8_t>(code));

@@ -52,16 +52,18 @@ class Comparison:
             sys.exit(f"{' '.join(command)}: status {result.returncode}")
         return json.loads(result.stdout)
 
-    def run(self, arguments, peers, pick=lambda entry: True):
-        """`peers`: name -> call() that does once what the picked entry of `mla bench ARGUMENTS` does."""
+    def run(self, arguments, peers, pick=None):
+        """`peers`: name -> call() that does once what each picked entry (else the first) of `mla bench ARGUMENTS` does."""
         our_rounds, peer_rounds = [], {name: [] for name in peers}
         for _ in range(self.options.rounds):
             for name, call in peers.items():
                 peer_rounds[name].append(median_seconds(call, self.options.seconds))
-            our_rounds.append(next(e for e in self.ours(*arguments) if pick(e)))
-        entry = sorted(our_rounds, key=lambda e: e["seconds"])[len(our_rounds) // 2]
-        for name, times in peer_rounds.items():
-            self.add(entry, name, statistics.median(times))
+            entries = self.ours(*arguments)
+            our_rounds.append(list(filter(pick, entries)) if pick else entries[:1])
+        for entries in zip(*our_rounds):
+            entry = sorted(entries, key=lambda e: e["seconds"])[len(entries) // 2]
+            for name, times in peer_rounds.items():
+                self.add(entry, name, statistics.median(times))
 
     def add(self, entry, name, seconds):
         factor = entry["seconds"] / seconds  # the same work, so every rate scales alike

@@ -3,14 +3,15 @@
 
 transformers: DeepseekV3ForCausalLM in eager mode, as anyone would train it. hand-written: the same model in plain
 PyTorch without transformers, as fast as we can write it: fused products, scaled_dot_product_attention, tokens grouped
-by expert, AdamW in one call. Both in f32 and in bf16 under autocast, f32 weights; the faster one counts.
+by expert, AdamW in one call. All in f32 and in bf16 (PyTorch's under autocast), f32 weights; the faster of each counts.
 A step: 16 sequences of 256 tokens forward and backward, clipping, AdamW.
 """
+import glob
 import json
 import os
-import resource
 import subprocess
 import sys
+import tempfile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # its threads must not spin while ours run
 import torch
@@ -166,34 +167,55 @@ def step_of(make, autocast):
 MAKERS = {"transformers": transformers_model, "hand-written": hand_written_model}
 
 
-def peak_memory(name, autocast):
-    """MiB of a process that takes three steps and nothing else."""
-    command = [sys.executable, os.path.abspath(__file__), "--memory-of", name] + (["--autocast"] if autocast else [])
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+def peak_memory(command):
+    """MiB of a process. (It starts from one of Python alone: a process counts the size of what it was forked from.)"""
+    watch = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True, "
+             "stderr=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)")
+    return float(subprocess.run([sys.executable, "-c", watch, *command], stdout=subprocess.PIPE, check=True).stdout)
+
+
+def our_steps(options, folder, dtype):
+    """Three steps by our program, on its own sources."""
+    text = os.path.join(folder, "text")
+    with open(text, "wb") as file:
+        for source in sorted(glob.glob(os.path.join(ROOT, "mla", "*", "*.cpp"))):
+            with open(source, "rb") as part:
+                file.write(part.read())
+    return [options.mla, "train", "--text", text, "--out", os.path.join(folder, dtype), "--config", CONFIG, "--steps",
+            "3", "--dtype", dtype, "--batch", str(BATCH), "--length", str(LENGTH), "--threads", str(options.threads)]
+
+
+def report_memory(options):
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in ("f32", "bf16"):
+            print(f"peak memory of ours {dtype}: {peak_memory(our_steps(options, folder, dtype)):.0f} MiB")
+    for name in MAKERS:
+        for dtype in ("f32", "bf16"):
+            command = [sys.executable, os.path.abspath(__file__), "--steps-of", name, "--threads", str(options.threads)]
+            used = peak_memory(command + (["--autocast"] if dtype == "bf16" else []))
+            print(f"peak memory of {name} {dtype}: {used:.0f} MiB")
 
 
 def main():
     options = parser(__doc__)
-    options.add_argument("--memory-of", choices=MAKERS, help="take three steps and print the peak memory in MiB")
-    options.add_argument("--autocast", action="store_true", help="with --memory-of: products in bf16")
+    options.add_argument("--steps-of", choices=MAKERS, help="take three steps and nothing else")
+    options.add_argument("--autocast", action="store_true", help="with --steps-of: products in bf16")
     options = options.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
-    if options.memory_of:
-        step = step_of(MAKERS[options.memory_of], options.autocast)
+    if options.steps_of:
+        step = step_of(MAKERS[options.steps_of], options.autocast)
         for _ in range(3):
             step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     compare = Comparison(options)
     peers = {f"{name} {'bf16' if autocast else 'f32'}": step_of(make, autocast)
              for name, make in MAKERS.items() for autocast in (False, True)}
-    compare.run(["train", "--model", os.path.dirname(CONFIG)], peers)
+    compare.run(["train", "--model", os.path.dirname(CONFIG), "--dtype", "f32,bf16", "--attention", "explicit"], peers,
+                lambda entry: entry["op"] == "train")
     compare.finish()
     if not options.json:
-        for name in MAKERS:
-            for autocast in (False, True):
-                print(f"peak memory of {name} {'bf16' if autocast else 'f32'}: {peak_memory(name, autocast):.0f} MiB")
+        report_memory(options)
 
 
 main()

@@ -34,8 +34,11 @@ std::int64_t item_queries_of(const AttentionShape& shape, std::int64_t tokens) {
 /// these are read once; since their number must not change a result, any number keeps to those blocks.
 std::int64_t block_rows_of(const AttentionShape& shape, const KvView& kv) {
   constexpr std::int64_t block_bytes = 288 << 10;
-  if (shape.h_kv == 1 || kv.row_bytes < 1) return AttendRows::max_count;
-  return std::clamp(block_bytes / kv.row_bytes / 16 * 16, std::int64_t{64}, AttendRows::max_count);
+  if (shape.h_kv == 1) return AttendRows::max_count;
+  // What is read of a row, not how far apart rows lie: that must not change a result either.
+  const std::int64_t values = shape.d_qk + (kv.value_offset == kv.key_offset ? 0 : shape.d_v);
+  const std::int64_t bytes = std::max(shape.h_kv * values * size_of(kv.type), std::int64_t{1});
+  return std::clamp(block_bytes / bytes / 16 * 16, std::int64_t{64}, AttendRows::max_count);
 }
 
 /// What a thread that calls attention keeps from call to call.

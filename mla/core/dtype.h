@@ -72,6 +72,22 @@ constexpr float f16_to_float(std::uint16_t half) {
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
 
+/// Rounds to nearest, ties to even; beyond 65504 to infinity; a NaN stays a (quiet) NaN.
+constexpr std::uint16_t to_f16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (size >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65520, halfway to 2^16
+  if (size >= 0x38800000u) {                                                   // 2^-14
+    const std::uint32_t rounded = (size + 0xfffu + (size >> 13 & 1u)) >> 13;
+    return static_cast<std::uint16_t>(sign | (rounded - (112u << 10)));
+  }
+  // Subnormal: the sum's last bit is worth 2^-24.
+  const auto steps =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(size) + 0.5f) - std::bit_cast<std::uint32_t>(0.5f);
+  return static_cast<std::uint16_t>(sign | steps);
+}
+
 /// OCP 8-bit float E4M3 in its "fn" form: bias 7, no infinities, 0x7f and 0xff are NaN, largest value 448.
 constexpr float f8_e4m3_to_float(std::uint8_t code) {
   const std::uint32_t sign = static_cast<std::uint32_t>(code & 0x80u) << 24;

@@ -1,0 +1,160 @@
+#include "arrays.h"
+
+#include <cstring>
+
+#include "mla/core/error.h"
+#include "mla/core/parallel.h"
+#include "mla/kernels/leaf.h"
+
+namespace mla::python {
+namespace {
+
+template <class Array>
+void describe(const char* name, const Array& array, int dims, std::int64_t element, Strided& s) {
+  require(static_cast<int>(array.ndim()) == dims, "{}: found {} dimensions, expected {}", name, array.ndim(),
+          dims);
+  s.name = name;
+  s.data = static_cast<std::byte*>(const_cast<void*>(static_cast<const void*>(array.data())));
+  s.dims = dims;
+  for (int d = 0; d < dims; ++d) {
+    s.shape[d] = static_cast<std::int64_t>(array.shape(d));
+    s.strides[d] = array.stride(d) * element;
+  }
+}
+
+template <class Array>
+Floats describe_floats(const char* name, const Array& array, int dims) {
+  const nb::dlpack::dtype type = array.dtype();
+  const auto code = static_cast<nb::dlpack::dtype_code>(type.code);
+  Floats f;
+  if (code == nb::dlpack::dtype_code::Float && type.bits == 32) {
+    f.type = DType::f32;
+  } else if (code == nb::dlpack::dtype_code::Float && type.bits == 16) {
+    f.type = DType::f16;
+  } else if (code == nb::dlpack::dtype_code::Bfloat && type.bits == 16) {
+    f.type = DType::bf16;
+  } else {
+    throw nb::type_error((std::string(name) + ": expected float32, bfloat16 or float16").c_str());
+  }
+  describe(name, array, dims, size_of(f.type), f);
+  return f;
+}
+
+bool is_contiguous(const Strided& s, std::int64_t element) {
+  for (int d = s.dims; d-- > 0; element *= s.shape[d]) {
+    if (s.shape[d] != 1 && s.strides[d] != element) return false;
+  }
+  return true;
+}
+
+std::int64_t size_of(const Strided& s) {
+  std::int64_t size = 1;
+  for (int d = 0; d < s.dims; ++d) size *= s.shape[d];
+  return size;
+}
+
+/// Calls use(first byte, index) for each row of the last dimension, on all threads.
+template <class Use>
+void for_rows(const Strided& s, const Use& use) {
+  const std::int64_t width = s.shape[s.dims - 1];
+  if (width == 0) return;
+  parallel_for(size_of(s) / width, width, [&](std::int64_t row) {
+    std::byte* at = s.data;
+    std::int64_t rest = row;
+    for (int d = s.dims - 1; d-- > 0; rest /= s.shape[d]) at += rest % s.shape[d] * s.strides[d];
+    use(at, row);
+  });
+}
+
+template <class Stored>
+Stored load(const std::byte* from) {
+  Stored value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+float read_value(DType type, const std::byte* from) {
+  return type == DType::f32    ? load<float>(from)
+         : type == DType::bf16 ? to_float(load<bf16>(from))
+                               : f16_to_float(load<std::uint16_t>(from));
+}
+
+void write_value(DType type, float value, std::byte* to) {
+  if (type == DType::f32) {
+    std::memcpy(to, &value, sizeof value);
+  } else {
+    const std::uint16_t half = type == DType::bf16 ? to_bf16(value).bits : to_f16(value);
+    std::memcpy(to, &half, sizeof half);
+  }
+}
+
+}  // namespace
+
+Floats floats(const char* name, const Input& array, int dims) {
+  return describe_floats(name, array, dims);
+}
+Floats floats(const char* name, const Output& array, int dims) {
+  return describe_floats(name, array, dims);
+}
+
+Strided bytes(const char* name, const Input& array, int dims) {
+  if (array.dtype().bits != 8)
+    throw nb::type_error((std::string(name) + ": expected bytes: float8_e4m3fn, uint8 or int8").c_str());
+  Strided s;
+  describe(name, array, dims, 1, s);
+  return s;
+}
+
+const float* contiguous(const Floats& array, Buffer<float>& memory) {
+  if (array.type == DType::f32 && is_contiguous(array, 4)) return reinterpret_cast<const float*>(array.data);
+  float* out = memory.resize(size_of(array));
+  const std::int64_t width = array.shape[array.dims - 1], step = array.strides[array.dims - 1];
+  const LeafKernels& leaf = leaf_kernels();
+  for_rows(array, [&](const std::byte* at, std::int64_t row) {
+    float* to = out + row * width;
+    if (array.type == DType::bf16 && step == 2)
+      return leaf.bf16_to_f32(reinterpret_cast<const bf16*>(at), to, width);
+    for (std::int64_t i = 0; i < width; ++i) to[i] = read_value(array.type, at + i * step);
+  });
+  return out;
+}
+
+void write(const float* values, const Floats& array) {
+  const std::int64_t width = array.shape[array.dims - 1], step = array.strides[array.dims - 1];
+  const LeafKernels& leaf = leaf_kernels();
+  for_rows(array, [&](std::byte* at, std::int64_t row) {
+    const float* from = values + row * width;
+    if (array.type == DType::bf16 && step == 2)
+      return leaf.f32_to_bf16(from, reinterpret_cast<bf16*>(at), width);
+    for (std::int64_t i = 0; i < width; ++i) write_value(array.type, from[i], at + i * step);
+  });
+}
+
+Buffer<std::int32_t> integers(const char* name, const Input& array, int dims) {
+  const nb::dlpack::dtype type = array.dtype();
+  if (static_cast<nb::dlpack::dtype_code>(type.code) != nb::dlpack::dtype_code::Int || type.bits != 32)
+    throw nb::type_error((std::string(name) + ": expected int32").c_str());
+  Strided s;
+  describe(name, array, dims, 4, s);
+  Buffer<std::int32_t> out(size_of(s));
+  for_rows(s, [&](const std::byte* at, std::int64_t row) {
+    const std::int64_t width = s.shape[s.dims - 1];
+    for (std::int64_t i = 0; i < width; ++i)
+      out[row * width + i] = load<std::int32_t>(at + i * s.strides[s.dims - 1]);
+  });
+  return out;
+}
+
+void expect_size(const Strided& array, int dim, std::int64_t expected) {
+  require(array.shape[dim] == expected, "{}: found {} in dimension {}, expected {}", array.name,
+          array.shape[dim], dim, expected);
+}
+
+void expect_dense_rows(const Strided& array, std::int64_t element) {
+  const int last = array.dims - 1;
+  require(array.shape[last] <= 1 || array.strides[last] == element,
+          "{}: found values {} bytes apart in the last dimension, expected {}: it may not be strided",
+          array.name, array.strides[last], element);
+}
+
+}  // namespace mla::python

@@ -1,0 +1,61 @@
+#pragma once
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "mla/core/buffer.h"
+#include "mla/core/dtype.h"
+
+/// What the bindings share: tensors as Python hands them over (DLPack), read and written as the library wants
+/// them.
+namespace mla::python {
+
+namespace nb = nanobind;
+
+using Input = nb::ndarray<nb::ro, nb::device::cpu>;
+using Output = nb::ndarray<nb::device::cpu>;
+
+/// A tensor in memory, of any strides. Lives no longer than the argument it was made from.
+struct Strided {
+  static constexpr int most_dims = 4;
+  std::string name;  ///< of the argument, for errors
+  std::byte* data = nullptr;
+  int dims = 0;
+  std::int64_t shape[most_dims]{};
+  std::int64_t strides[most_dims]{};  ///< bytes
+
+  std::byte* at(std::int64_t i, std::int64_t j = 0, std::int64_t k = 0) const {
+    return data + i * strides[0] + j * strides[1] + k * strides[2];
+  }
+};
+
+/// A tensor of f32, bf16 or f16.
+struct Floats : Strided {
+  DType type = DType::f32;
+};
+
+/// Throw Error, naming the argument, for other types and numbers of dimensions.
+Floats floats(const char* name, const Input& array, int dims);
+Floats floats(const char* name, const Output& array, int dims);
+/// Bytes: int8, uint8 or a type of 8 bits.
+Strided bytes(const char* name, const Input& array, int dims);
+
+/// Contiguous f32 of a tensor; its own memory where it is that already, else a copy in `memory`.
+const float* contiguous(const Floats& array, Buffer<float>& memory);
+/// Rounds contiguous values into a tensor.
+void write(const float* values, const Floats& array);
+
+/// A contiguous copy of an int32 tensor.
+Buffer<std::int32_t> integers(const char* name, const Input& array, int dims);
+
+/// Throws Error unless the tensor's dimension `dim` is `expected`.
+void expect_size(const Strided& array, int dim, std::int64_t expected);
+/// Throws Error unless neighbouring values of the last dimension are neighbours in memory.
+void expect_dense_rows(const Strided& array, std::int64_t element);
+
+}  // namespace mla::python

@@ -1,0 +1,152 @@
+// Dense decoding over a paged cache (FlashMLA's flash_mla_with_kvcache without indices).
+#include <cstring>
+#include <vector>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "mla/attention/attention.h"
+#include "mla/core/error.h"
+#include "mla/core/parallel.h"
+
+namespace mla::python {
+namespace {
+
+/// The pages of each sequence, checked.
+class Pages {
+ public:
+  Pages(const Floats& cache, const Input& block_table, const Input& cache_seqlens, std::int64_t batch)
+      : cache_(cache),
+        lengths_(integers("cache_seqlens", cache_seqlens, 1)),
+        table_(integers("block_table", block_table, 2)) {
+    require(lengths_.size() == batch, "cache_seqlens: found {} sequences, expected {}, as q has",
+            lengths_.size(), batch);
+    require(static_cast<std::int64_t>(block_table.shape(0)) == batch,
+            "block_table: found {} sequences, expected {}, as q has", block_table.shape(0), batch);
+    per_sequence_ = static_cast<std::int64_t>(block_table.shape(1));
+    pages_.assign(static_cast<std::size_t>(batch * per_sequence_), nullptr);
+    for (std::int64_t b = 0; b < batch; ++b) list(b);
+  }
+
+  std::int64_t length(std::int64_t sequence) const { return lengths_[sequence]; }
+
+  KvView view(std::int64_t sequence) const {
+    return {cache_.type,
+            pages_.data() + sequence * per_sequence_,
+            0,
+            cache_.shape[1],
+            cache_.strides[1],
+            length(sequence),
+            0,
+            0,
+            cache_.strides[2]};
+  }
+
+ private:
+  void list(std::int64_t b) {
+    const std::int64_t page_rows = cache_.shape[1], room = per_sequence_ * page_rows;
+    require(lengths_[b] >= 0 && lengths_[b] <= room,
+            "cache_seqlens[{}]: found {}, expected 0 to {}, which block_table has room for", b, lengths_[b],
+            room);
+    for (std::int64_t i = 0; i * page_rows < lengths_[b]; ++i) {
+      const std::int32_t block = table_[b * per_sequence_ + i];
+      require(block >= 0 && block < cache_.shape[0], "block_table[{}, {}]: found block {}, k_cache has {}", b,
+              i, block, cache_.shape[0]);
+      pages_[b * per_sequence_ + i] = cache_.at(block);
+    }
+  }
+
+  const Floats& cache_;
+  Buffer<std::int32_t> lengths_, table_;
+  std::int64_t per_sequence_ = 0;
+  std::vector<const std::byte*> pages_;
+};
+
+/// Rows of f16 as f32, which kernels take: one sequence after another in `memory`.
+std::vector<const std::byte*> widen(const Pages& pages, std::int64_t batch, std::int64_t heads,
+                                    std::int64_t d, Buffer<float>& memory) {
+  std::int64_t rows = 0;
+  for (std::int64_t b = 0; b < batch; ++b) rows += pages.length(b);
+  float* out = memory.resize(rows * heads * d);
+  std::vector<const std::byte*> starts;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const KvView view = pages.view(b);
+    starts.push_back(reinterpret_cast<const std::byte*>(out));
+    parallel_for(view.length, heads * d, [&](std::int64_t r) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        const std::byte* from = view.row(r) + h * view.head_bytes;
+        for (std::int64_t i = 0; i < d; ++i) {
+          std::uint16_t half;
+          std::memcpy(&half, from + 2 * i, sizeof half);
+          out[(r * heads + h) * d + i] = f16_to_float(half);
+        }
+      }
+    });
+    out += view.length * heads * d;
+  }
+  return starts;
+}
+
+void dense_decode(const Input& q_array, const Input& cache_array, const Input& block_table,
+                  const Input& cache_seqlens, Output out_array, Output lse_array, float scale, bool causal) {
+  const Floats q = floats("q", q_array, 4), cache = floats("k_cache", cache_array, 4);
+  const Floats out = floats("out", out_array, 4), lse = floats("softmax_lse", lse_array, 3);
+  const std::int64_t batch = q.shape[0], tokens = q.shape[1], heads = q.shape[2], d = q.shape[3];
+  const std::int64_t kv_heads = cache.shape[2], d_v = out.shape[3];
+  expect_size(cache, 3, d);
+  expect_dense_rows(cache, size_of(cache.type));
+  require(cache.shape[1] > 0, "k_cache: found pages of no rows");
+  require(d_v >= 1 && d_v <= d, "head_dim_v: found {}, expected 1 to {}, as k_cache's rows have values", d_v,
+          d);
+  require(kv_heads >= 1 && heads % kv_heads == 0, "q: found {} heads, expected a multiple of k_cache's {}",
+          heads, kv_heads);
+  require(scale > 0, "softmax_scale: found {}, expected a positive number", scale);
+  const Pages pages(cache, block_table, cache_seqlens, batch);
+
+  nb::gil_scoped_release released;
+  thread_local Buffer<float> queries_memory, out_memory, lse_memory, wide;
+  const float* queries = contiguous(q, queries_memory);
+  float* results = out_memory.resize(batch * tokens * heads * d_v);
+  float* sums = lse_memory.resize(batch * tokens * heads);
+  std::vector<const std::byte*> wide_rows;
+  if (cache.type == DType::f16) wide_rows = widen(pages, batch, kv_heads, d, wide);
+  std::vector<AttentionSequence> sequences;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    KvView rows = pages.view(b);
+    if (cache.type == DType::f16)
+      rows = {DType::f32,
+              &wide_rows[b],
+              0,
+              std::max(rows.length, std::int64_t{1}),
+              kv_heads * d * 4,
+              rows.length,
+              0,
+              0,
+              d * 4};
+    sequences.push_back({{queries + b * tokens * heads * d, tokens, heads * d, d},
+                         rows,
+                         results + b * tokens * heads * d_v,
+                         sums + b * tokens * heads});
+  }
+  attend({heads, kv_heads, d, d_v, scale, causal}, sequences);
+  write(results, out);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t h = 0; h < heads; ++h) {
+      for (std::int64_t t = 0; t < tokens; ++t)
+        std::memcpy(lse.at(b, h, t), sums + (b * tokens + t) * heads + h, sizeof(float));
+    }
+  }
+}
+
+}  // namespace
+
+void bind_decode(nb::module_& m) {
+  using namespace nb::literals;
+  m.def("dense_decode", &dense_decode, "q"_a, "k_cache"_a, "block_table"_a, "cache_seqlens"_a, "out"_a,
+        "lse"_a, "scale"_a, "causal"_a,
+        "Attention over a paged cache. q [b, s_q, h_q, d], k_cache [blocks, page, h_kv, d], block_table [b, "
+        "n],\n"
+        "cache_seqlens [b]; writes out [b, s_q, h_q, d_v] and lse [b, h_q, s_q]. Throws ValueError naming "
+        "the argument.");
+}
+
+}  // namespace mla::python

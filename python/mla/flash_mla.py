@@ -1,0 +1,231 @@
+"""FlashMLA's interface (https://github.com/deepseek-ai/FlashMLA) on CPUs: the same names, arguments and meanings.
+
+Tensors are torch's, numpy's or any that speak DLPack, on the CPU, in f32, bf16 or f16; results are of q's kind and type.
+torch is not required. Inputs are not copied where the kernels can read them as they lie. In all functions:
+
+- a query that sees no row gives output 0 and lse +inf; lse is the natural logarithm, in f32;
+- slots of a cache that no sequence uses may hold anything, NaN too;
+- wrong types raise TypeError, wrong shapes and values ValueError, each naming the argument;
+- the same query over the same rows gives the same bits at any number of threads and in any batch.
+"""
+import dataclasses
+import functools
+import sys
+from typing import Any, Optional, Tuple
+
+import numpy
+
+from mla import _core
+from mla._arrays import empty, given, given_or_none, is_torch
+
+__all__ = ["FlashMLASchedMeta", "get_mla_metadata", "flash_mla_with_kvcache", "flash_mla_sparse_fwd",
+           "flash_attn_varlen_func", "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func"]
+
+
+@dataclasses.dataclass
+class FlashMLASchedMeta:
+    """What FlashMLA plans once for calls of the same shapes. Here nothing needs planning: it only checks that they are."""
+
+    config: Optional[Tuple[Tuple[str, Any], ...]] = None
+
+    def check(self, **config: Any) -> None:
+        """Keeps the first call's shapes. Raises ValueError if a later call's differ."""
+        if self.config is None:
+            self.config = tuple(config.items())
+        for (name, before), now in zip(self.config, config.values()):
+            if before != now:
+                raise ValueError(f"tile_scheduler_metadata: found {name} {now}, its first call had {before}")
+
+
+def get_mla_metadata(*args: Any, **kwargs: Any) -> Tuple[FlashMLASchedMeta, None]:
+    """(metadata for calls of flash_mla_with_kvcache of the same shapes, None). Takes no arguments; older ones are ignored."""
+    return FlashMLASchedMeta(), None
+
+
+def flash_mla_with_kvcache(
+    q: Any, k_cache: Any, block_table: Optional[Any], cache_seqlens: Optional[Any], head_dim_v: int,
+    tile_scheduler_metadata: FlashMLASchedMeta, num_splits: None = None, softmax_scale: Optional[float] = None,
+    causal: bool = False, is_fp8_kvcache: bool = False, indices: Optional[Any] = None, attn_sink: Optional[Any] = None,
+    extra_k_cache: Optional[Any] = None, extra_indices_in_kvcache: Optional[Any] = None,
+    topk_length: Optional[Any] = None, extra_topk_length: Optional[Any] = None,
+) -> Tuple[Any, Any]:
+    """Attention of q [b, s_q, h_q, d] over a paged cache. Returns (out [b, s_q, h_q, head_dim_v], lse [b, h_q, s_q] f32).
+
+    Dense: k_cache [blocks, page, h_kv, d] of f32, bf16 or f16, any page size; block_table [b, n] and cache_seqlens [b],
+    int32. A row's first head_dim_v values are its value. causal is aligned to the bottom right.
+
+    is_fp8_kvcache: k_cache [blocks, page, 1, 656] of bytes (512 e4m3, 4 f32 scales, 64 bf16; d = 576) or [.., 584] (448
+    e4m3 and 64 bf16 a row; scales at a block's end; d = 512). Without indices it goes by block_table and cache_seqlens.
+
+    Sparse (fp8 only, not causal): indices [b, s_q, topk], int32, block * page + offset each; those that are no row of the
+    cache are passed over; of each sequence only the first topk_length [b] count. extra_k_cache and
+    extra_indices_in_kvcache add rows of a second cache. attn_sink [h_q] scales outputs by exp(lse) / (exp(lse) +
+    exp(sink)) and leaves lse.
+
+    softmax_scale: d^-0.5 unless given. Raises TypeError and ValueError naming the argument.
+    """
+    if not isinstance(tile_scheduler_metadata, FlashMLASchedMeta):
+        raise TypeError("tile_scheduler_metadata: expected what get_mla_metadata returns, found "
+                        f"{type(tile_scheduler_metadata).__name__}")
+    if num_splits is not None:
+        raise ValueError("num_splits: expected None")
+    q_, cache = given("q", q), given("k_cache", k_cache)
+    _expect_dims("q", q_, 4)
+    _expect_dims("k_cache", cache, 4)
+    batch, tokens, heads, d = (int(n) for n in q_.shape)
+    tile_scheduler_metadata.check(
+        b=batch, s_q=tokens, h_q=heads, page_block_size=int(cache.shape[1]), h_k=int(cache.shape[2]), causal=bool(causal),
+        is_fp8_kvcache=bool(is_fp8_kvcache), topk=_last(indices), extra_topk=_last(extra_indices_in_kvcache))
+    scale = d ** -0.5 if softmax_scale is None else float(softmax_scale)
+    out, lse = empty(q, (batch, tokens, heads, int(head_dim_v))), empty(q, (batch, heads, tokens), is_f32=True)
+    if indices is None:
+        _reject("without indices", attn_sink=attn_sink, extra_k_cache=extra_k_cache, topk_length=topk_length,
+                extra_indices_in_kvcache=extra_indices_in_kvcache, extra_topk_length=extra_topk_length)
+        table, lengths = given("block_table", block_table), given("cache_seqlens", cache_seqlens)
+        if not is_fp8_kvcache:
+            _core.dense_decode(q_, cache, table, lengths, out, lse, scale, bool(causal))
+            return out, lse
+        indices = _indices_of(table, lengths, int(cache.shape[1]), int(cache.shape[0]), tokens, bool(causal))
+    elif causal:
+        raise ValueError("causal: expected False with indices")
+    elif not is_fp8_kvcache:
+        raise ValueError("is_fp8_kvcache: expected True with indices")
+    _core.sparse_decode(
+        q_, cache, given("indices", indices), given_or_none("topk_length", topk_length),
+        given_or_none("attn_sink", attn_sink), given_or_none("extra_k_cache", extra_k_cache),
+        given_or_none("extra_indices_in_kvcache", extra_indices_in_kvcache),
+        given_or_none("extra_topk_length", extra_topk_length), out, lse, scale)
+    return out, lse
+
+
+def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int = 512, attn_sink: Optional[Any] = None,
+                         topk_length: Optional[Any] = None) -> Tuple[Any, Any, Any]:
+    """Attention of q [s_q, h_q, d] over rows of kv [s_kv, 1, d] that indices [s_q, 1, topk] (int32) name.
+
+    Returns (out [s_q, h_q, d_v], max_logits [s_q, h_q] f32, lse [s_q, h_q] f32): max_logits is the largest scaled score,
+    -inf where there is none. Indices outside [0, s_kv) are passed over; of query i only the first topk_length[i] count.
+    attn_sink [h_q] as in flash_mla_with_kvcache. Raises TypeError and ValueError naming the argument.
+    """
+    q_, kv_ = given("q", q), given("kv", kv)
+    _expect_dims("q", q_, 3)
+    tokens, heads = int(q_.shape[0]), int(q_.shape[1])
+    out = empty(q, (tokens, heads, int(d_v)))
+    max_logits, lse = empty(q, (tokens, heads), is_f32=True), empty(q, (tokens, heads), is_f32=True)
+    _core.sparse_prefill(q_, kv_, given("indices", indices), given_or_none("topk_length", topk_length),
+                         given_or_none("attn_sink", attn_sink), out, max_logits, lse, float(sm_scale))
+    return out, max_logits, lse
+
+
+def flash_attn_varlen_func(
+    q: Any, k: Any, v: Any, cu_seqlens_qo: Any, cu_seqlens_kv: Any, max_seqlen_qo: int, max_seqlen_kv: int,
+    dropout_p: float = 0.0, softmax_scale: Optional[float] = None, causal: bool = False, deterministic: bool = False,
+    is_varlen: bool = True,
+) -> Tuple[Any, Any]:
+    """Attention of several sequences, packed one after another. Returns (out [tokens, h_q, d_v], lse [tokens, h_q] f32).
+
+    q [tokens, h_q, d_qk], k [rows, h_kv, d_qk], v [rows, h_kv, d_v], h_q a multiple of h_kv; sequence i has the tokens
+    [cu_seqlens_qo[i], cu_seqlens_qo[i + 1]) and the rows that cu_seqlens_kv (int32 too) says. causal is aligned to the
+    bottom right. With torch tensors that require gradients out has one, GQA included, by q, k and v; lse has none.
+    max_seqlen_qo, max_seqlen_kv and is_varlen are taken and not needed; results are always deterministic.
+    softmax_scale: d_qk^-0.5 unless given. dropout_p must be 0.
+    """
+    if dropout_p != 0.0:
+        raise ValueError(f"dropout_p: found {dropout_p}, expected 0")
+    _expect_dims("q", given("q", q), 3)
+    scale = int(q.shape[-1]) ** -0.5 if softmax_scale is None else float(softmax_scale)
+    if is_torch(q):
+        return _differentiable().apply(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal))
+    return _varlen_forward(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal))
+
+
+def flash_attn_varlen_kvpacked_func(
+    q: Any, kv: Any, cu_seqlens_qo: Any, cu_seqlens_kv: Any, max_seqlen_qo: int, max_seqlen_kv: int, head_dim_qk: int,
+    dropout_p: float = 0.0, softmax_scale: Optional[float] = None, causal: bool = False, deterministic: bool = False,
+    is_varlen: bool = True,
+) -> Tuple[Any, Any]:
+    """flash_attn_varlen_func of kv [rows, h_kv, head_dim_qk + d_v]: keys, then values."""
+    return flash_attn_varlen_func(q, kv[:, :, :head_dim_qk], kv[:, :, head_dim_qk:], cu_seqlens_qo, cu_seqlens_kv, max_seqlen_qo,
+                                  max_seqlen_kv, dropout_p, softmax_scale, causal, deterministic, is_varlen)
+
+
+def flash_attn_varlen_qkvpacked_func(
+    qkv: Any, cu_seqlens: Any, max_seqlen: int, head_dim_qk: int, dropout_p: float = 0.0,
+    softmax_scale: Optional[float] = None, causal: bool = False, deterministic: bool = False, is_varlen: bool = True,
+) -> Tuple[Any, Any]:
+    """flash_attn_varlen_func of qkv [tokens, h, 2 head_dim_qk + d_v]: queries, keys, then values."""
+    return flash_attn_varlen_func(qkv[:, :, :head_dim_qk], qkv[:, :, head_dim_qk:2 * head_dim_qk], qkv[:, :, 2 * head_dim_qk:],
+                                  cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale, causal,
+                                  deterministic, is_varlen)
+
+
+# ---------------------------------------------------------------- what the above is made of
+
+def _expect_dims(name: str, array: Any, dims: int) -> None:
+    if len(array.shape) != dims:
+        raise ValueError(f"{name}: found {len(array.shape)} dimensions, expected {dims}")
+
+
+def _last(array: Optional[Any]) -> Optional[int]:
+    return None if array is None else int(array.shape[-1])
+
+
+def _reject(when: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected None {when}")
+
+
+def _indices_of(block_table: Any, cache_seqlens: Any, page: int, blocks: int, tokens: int, causal: bool) -> numpy.ndarray:
+    """indices [b, tokens, longest] of the rows that each token of a dense call sees."""
+    table, lengths = numpy.asarray(block_table), numpy.asarray(cache_seqlens)
+    if table.ndim != 2 or lengths.shape != table.shape[:1] or table.dtype != numpy.int32 or lengths.dtype != numpy.int32:
+        raise ValueError("block_table and cache_seqlens: expected [b, n] and [b] of int32, found "
+                         f"{table.shape} of {table.dtype} and {lengths.shape} of {lengths.dtype}")
+    if lengths.size and (lengths.min() < 0 or lengths.max() > table.shape[1] * page):
+        raise ValueError(f"cache_seqlens: found {lengths.min()} to {lengths.max()}, expected 0 to {table.shape[1] * page}, "
+                         "which block_table has room for")
+    longest = int(lengths.max(initial=0))
+    at = numpy.arange(longest)
+    block = table[:, at // page].astype(numpy.int64)
+    used = at < lengths[:, None]
+    if (used & ((block < 0) | (block >= blocks))).any():
+        raise ValueError(f"block_table: found a block that k_cache, of {blocks}, does not have")
+    rows = numpy.where(used, block * page + at % page, -1)
+    behind = numpy.arange(tokens - 1, -1, -1) if causal else numpy.zeros(tokens, numpy.int64)
+    seen = at < (lengths[:, None] - behind)[:, :, None]
+    return numpy.where(seen, rows[:, None, :], -1).astype(numpy.int32)
+
+
+def _varlen_forward(q: Any, k: Any, v: Any, cu_q: Any, cu_kv: Any, scale: float, causal: bool) -> Tuple[Any, Any]:
+    v_ = given("v", v)
+    _expect_dims("v", v_, 3)
+    out, lse = empty(q, (q.shape[0], q.shape[1], v_.shape[2])), empty(q, (q.shape[1], q.shape[0]), is_f32=True).T
+    _core.varlen_forward(given("q", q), given("k", k), v_, given("cu_seqlens_qo", cu_q), given("cu_seqlens_kv", cu_kv), out, lse,
+                         scale, causal)
+    return out, lse
+
+
+@functools.lru_cache(maxsize=None)
+def _differentiable() -> Any:
+    """The torch function of flash_attn_varlen_func, made when torch is there for sure."""
+    torch = sys.modules["torch"]
+
+    class FlashAttnVarlen(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v, cu_q, cu_kv, scale, causal):
+            out, lse = _varlen_forward(q, k, v, cu_q, cu_kv, scale, causal)
+            ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_kv)
+            ctx.scale, ctx.causal = scale, causal
+            ctx.mark_non_differentiable(lse)
+            return out, lse
+
+        @staticmethod
+        def backward(ctx, d_out, _):
+            q, k, v, out, lse, cu_q, cu_kv = ctx.saved_tensors
+            # dk and dv are written row by row, whatever k's and v's own strides are.
+            dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v))
+            _core.varlen_backward(given("do", d_out), given("q", q), given("k", k), given("v", v), out.detach(), lse, cu_q, cu_kv,
+                                  dq, dk, dv, ctx.scale, ctx.causal)
+            return dq, dk, dv, None, None, None, None
+
+    return FlashAttnVarlen

@@ -1,0 +1,187 @@
+// A checkpoint directory from Python: tokenizer, logits, conversations.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <optional>
+
+#include "bindings.h"
+#include "mla/core/error.h"
+#include "mla/model/census.h"
+#include "mla/model/sampler.h"
+#include "mla/model/tokenizer.h"
+#include "mla/model/transformer.h"
+#include "mla/runtime/session.h"
+
+namespace mla::python {
+namespace {
+
+namespace nb = nanobind;
+namespace fs = std::filesystem;
+using Ids = std::vector<std::int32_t>;
+using Values = nb::ndarray<nb::numpy, float>;
+
+Values array_of(std::unique_ptr<float[]> values, std::initializer_list<std::size_t> shape) {
+  float* data = values.release();
+  return Values(data, shape, nb::capsule(data, [](void* p) noexcept { delete[] static_cast<float*>(p); }));
+}
+
+DType type_of(const char* argument, const std::string& name) {
+  for (const DType type : {DType::f32, DType::bf16, DType::f8_e4m3, DType::i8}) {
+    if (name == name_of(type)) return type;
+  }
+  fail("{}: found '{}', expected f32, bf16, fp8 or int8", argument, name);
+}
+
+MlaForm form_of(const std::string& name) {
+  if (name == "auto") return MlaForm::automatic;
+  if (name == "explicit") return MlaForm::decompress;
+  require(name == "absorbed", "attention: found '{}', expected auto, explicit or absorbed", name);
+  return MlaForm::absorb;
+}
+
+/// A model and its tokenizer, if the directory has one.
+struct Model {
+  fs::path directory;
+  Transformer transformer;
+  std::optional<Tokenizer> tokenizer;
+
+  explicit Model(const fs::path& d) : directory(d), transformer(Transformer::load(d)) {
+    std::error_code ignored;
+    if (fs::exists(d / "tokenizer.json", ignored)) tokenizer = Tokenizer::load(d);
+  }
+  const Tokenizer& words() const {
+    require(tokenizer.has_value(), "{}: found no tokenizer.json", directory.string());
+    return *tokenizer;
+  }
+  SessionOptions options(const std::string& attention, const std::string& dtype,
+                         const std::string& cache_dtype, std::int64_t max_tokens) const {
+    SessionOptions o;
+    o.form = form_of(attention);
+    const bool is_f32 = transformer.weights().embedding.dtype == DType::f32;
+    o.compute = dtype.empty() ? (is_f32 ? DType::f32 : DType::bf16) : type_of("dtype", dtype);
+    require(o.compute == DType::f32 || o.compute == DType::bf16, "dtype: found '{}', expected f32 or bf16",
+            dtype);
+    o.cache_type = cache_dtype.empty() ? o.compute : type_of("cache_dtype", cache_dtype);
+    o.max_tokens = max_tokens;
+    return o;
+  }
+};
+
+nb::dict inspect(const Model& model) {
+  const ModelConfig& c = model.transformer.config();
+  const ParameterCount parameters = count_parameters(c);
+  const CacheCensus cache = count_cache(c);
+  nb::dict values, all;
+  if (cache.mla > 0) values["mla"] = cache.mla;
+  values["mha"] = cache.mha;
+  values["gqa"] = cache.gqa;
+  values["mqa"] = cache.mqa;
+  all["model_type"] = c.model_type;
+  all["attention"] = attention_name(c);
+  all["parameters"] = parameters.total;
+  all["active_parameters"] = parameters.active;
+  all["weight_bytes"] = model.transformer.checkpoint().total_bytes();
+  all["vocab_size"] = c.vocab_size;
+  all["hidden_size"] = c.hidden_size;
+  all["num_layers"] = c.num_layers;
+  all["num_heads"] = c.num_heads;
+  all["max_context"] = c.max_context;
+  all["cache_values_per_token"] = values;
+  all["cache_bytes_per_token"] = c.num_layers * row_layout(c, DType::bf16).bytes();
+  return all;
+}
+
+Values logits(const Model& model, const Ids& ids, const std::string& attention, const std::string& dtype,
+              const std::string& cache_dtype) {
+  require(!ids.empty(), "ids: found none, expected at least one");
+  const auto count = static_cast<std::int64_t>(ids.size()), vocab = model.transformer.config().vocab_size;
+  std::unique_ptr<float[]> out(new float[static_cast<std::size_t>(count * vocab)]);
+  {
+    nb::gil_scoped_release released;
+    Session session(model.transformer, model.options(attention, dtype, cache_dtype, count));
+    session.feed_all(ids, {out.get(), count, vocab});
+  }
+  return array_of(std::move(out), {static_cast<std::size_t>(count), static_cast<std::size_t>(vocab)});
+}
+
+/// A conversation, and the model that it keeps alive.
+struct Conversation {
+  std::shared_ptr<const Model> model;
+  Session session;
+
+  Values feed(const Ids& ids) {
+    const auto vocab = static_cast<std::size_t>(model->transformer.config().vocab_size);
+    std::unique_ptr<float[]> out(new float[vocab]);
+    {
+      nb::gil_scoped_release released;
+      const std::span<const float> values = session.feed(ids);
+      std::copy(values.begin(), values.end(), out.get());
+    }
+    return array_of(std::move(out), {vocab});
+  }
+};
+
+}  // namespace
+
+void bind_model(nb::module_& m) {
+  using namespace nb::literals;
+  nb::class_<Model>(m, "Model")
+      .def(nb::init<const fs::path&>(), "directory"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("eos_ids", [](const Model& model) { return model.transformer.config().eos_ids; })
+      .def_prop_ro("max_context", [](const Model& model) { return model.transformer.config().max_context; })
+      .def("inspect", &inspect)
+      .def(
+          "encode", [](const Model& model, const std::string& text) { return model.words().encode(text); },
+          "text"_a)
+      .def(
+          "encode_prompt",
+          [](const Model& model, const std::string& text) { return model.words().encode_prompt(text); },
+          "text"_a)
+      .def(
+          "decode", [](const Model& model, const Ids& ids) { return model.words().decode(ids); }, "ids"_a)
+      .def("logits", &logits, "ids"_a, "attention"_a, "dtype"_a, "cache_dtype"_a);
+  nb::class_<Conversation>(m, "Session")
+      .def(
+          "__init__",
+          [](Conversation* self, std::shared_ptr<Model> model, const std::string& attention,
+             const std::string& dtype, const std::string& cache_dtype, std::int64_t max_tokens) {
+            const SessionOptions options = model->options(attention, dtype, cache_dtype, max_tokens);
+            new (self) Conversation{model, Session(model->transformer, options)};
+          },
+          "model"_a, "attention"_a, "dtype"_a, "cache_dtype"_a, "max_tokens"_a)
+      .def(
+          "append", [](Conversation& c, const Ids& ids) { c.session.append(ids); }, "ids"_a,
+          nb::call_guard<nb::gil_scoped_release>())
+      .def("feed", &Conversation::feed, "ids"_a)
+      .def_prop_ro("length", [](const Conversation& c) { return c.session.length(); })
+      .def_prop_ro("max_tokens", [](const Conversation& c) { return c.session.max_tokens(); })
+      .def_prop_ro("cache_bytes",
+                   [](const Conversation& c) { return c.session.cache().pool().bytes_in_use(); });
+  nb::class_<Sampler>(m, "Sampler")
+      .def(
+          "__init__",
+          [](Sampler* self, double temperature, std::int64_t top_k, double top_p, std::uint64_t seed) {
+            new (self) Sampler({temperature, top_k, top_p, seed});
+          },
+          "temperature"_a, "top_k"_a, "top_p"_a, "seed"_a)
+      .def(
+          "next",
+          [](Sampler& sampler,
+             const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& logits) {
+            return sampler.next({logits.data(), logits.size()});
+          },
+          "logits"_a);
+  nb::class_<StreamDecoder>(m, "StreamDecoder")
+      .def(
+          "__init__",
+          [](StreamDecoder* self, const Model& model) { new (self) StreamDecoder(model.words()); }, "model"_a)
+      .def("push", &StreamDecoder::push, "id"_a)
+      .def("finish", &StreamDecoder::finish);
+}
+
+}  // namespace mla::python

@@ -1,0 +1,29 @@
+// The extension module mla._core: what the package's Python files are written on. It only converts.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include "bindings.h"
+#include "mla/core/cpu.h"
+#include "mla/core/error.h"
+#include "mla/core/parallel.h"
+
+NB_MODULE(_core, m) {
+  m.doc() = "The library behind the package mla; use the package.";
+  nanobind::register_exception_translator([](const std::exception_ptr& p, void*) {
+    try {
+      std::rethrow_exception(p);
+    } catch (const mla::Error& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
+    }
+  });
+  m.def("set_threads", &mla::set_threads, nanobind::arg("count"),
+        "Threads that the library uses from now on, 1 to 1024.");
+  m.def("threads", &mla::threads, "Threads that the library uses: one per processor unless told otherwise.");
+  m.def(
+      "isa", [] { return std::string(mla::name_of(mla::selected_isa())); },
+      "The instruction set in use; MLA_ISA forces one.");
+  mla::python::bind_decode(m);
+  mla::python::bind_sparse(m);
+  mla::python::bind_varlen(m);
+  mla::python::bind_model(m);
+}

@@ -1,0 +1,195 @@
+// Sparse attention (FlashMLA's flash_mla_sparse_fwd, and flash_mla_with_kvcache over fp8 rows).
+#include <cstring>
+#include <vector>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "mla/attention/selected.h"
+#include "mla/core/error.h"
+
+namespace mla::python {
+namespace {
+
+/// A paged cache of fp8 rows, whose kind its row size tells.
+RowTable fp8_table(const char* name, const Input& array) {
+  const Strided cache = bytes(name, array, 4);
+  expect_size(cache, 2, 1);
+  require(cache.shape[3] == 656 || cache.shape[3] == 584,
+          "{}: found rows of {} bytes, expected 656 (512 + 64 values) or 584 (448 + 64)", name,
+          cache.shape[3]);
+  expect_dense_rows(cache, 1);
+  require(cache.shape[1] >= 1, "{}: found pages of no rows", name);
+  const bool is_656 = cache.shape[3] == 656;
+  require(is_656 || cache.shape[1] == 1 || cache.strides[1] == 584,
+          "{}: found rows {} bytes apart, expected 584: pages of this kind are whole", name,
+          cache.strides[1]);
+  return {is_656 ? RowFormat::fp8_656 : RowFormat::fp8_584,
+          cache.data,
+          cache.shape[0],
+          cache.shape[1],
+          cache.strides[0],
+          cache.strides[1],
+          is_656 ? 576 : 512};
+}
+
+RowTable plain_table(const Floats& kv) {
+  expect_size(kv, 1, 1);
+  expect_dense_rows(kv, size_of(kv.type));
+  const RowFormat format = kv.type == DType::f32    ? RowFormat::f32
+                           : kv.type == DType::bf16 ? RowFormat::bf16
+                                                    : RowFormat::f16;
+  return {format, kv.data, kv.shape[0], 1, kv.strides[0], kv.strides[0], kv.shape[2]};
+}
+
+/// indices [queries..., n] of a table, of which the first lengths[query / each] count.
+struct Indices {
+  const RowTable* table = nullptr;
+  Buffer<std::int32_t> indices, lengths;
+  std::int64_t per_query = 0, each = 1;
+
+  /// `leading`: sizes of all dimensions but the last; `names` of indices and lengths.
+  Indices(const RowTable* table_, const char* const names[2], const std::optional<Input>& array,
+          const std::optional<Input>& length_array, std::initializer_list<std::int64_t> leading,
+          std::int64_t each_)
+      : table(table_), each(each_) {
+    if (!array) return;
+    indices = integers(names[0], *array, static_cast<int>(leading.size()) + 1);
+    int d = 0;
+    std::int64_t queries = 1;
+    for (const std::int64_t size : leading) {
+      require(static_cast<std::int64_t>(array->shape(d)) == size, "{}: found {} in dimension {}, expected {}",
+              names[0], array->shape(d), d, size);
+      queries *= size;
+      ++d;
+    }
+    per_query = static_cast<std::int64_t>(array->shape(d));
+    if (!length_array) return;
+    lengths = integers(names[1], *length_array, 1);
+    require(lengths.size() == queries / each, "{}: found {} lengths, expected {}", names[1], lengths.size(),
+            queries / each);
+    for (std::int64_t i = 0; i < lengths.size(); ++i)
+      require(lengths[i] >= 0 && lengths[i] <= per_query, "{}[{}]: found {}, expected 0 to {}", names[1], i,
+              lengths[i], per_query);
+  }
+
+  Selection of(std::int64_t query) const {
+    if (per_query == 0) return {};
+    return {table, indices.data() + query * per_query,
+            lengths.size() > 0 ? lengths[query / each] : per_query};
+  }
+};
+
+std::optional<Buffer<float>> sinks_of(const std::optional<Input>& array, std::int64_t heads) {
+  if (!array) return std::nullopt;
+  const Floats sinks = floats("attn_sink", *array, 1);
+  expect_size(sinks, 0, heads);
+  Buffer<float> values(heads), memory;
+  std::memcpy(values.data(), contiguous(sinks, memory), static_cast<std::size_t>(heads) * sizeof(float));
+  return values;
+}
+
+/// One call: queries [tokens][heads][d], results in memory that is kept from call to call.
+struct Work {
+  AttentionShape shape;
+  const float* queries;
+  std::int64_t tokens;
+  float *out, *lse, *largest;
+
+  Work(const AttentionShape& shape_, const Floats& q, std::int64_t tokens_, bool wants_largest)
+      : shape(shape_), tokens(tokens_) {
+    thread_local Buffer<float> queries_memory, out_memory, lse_memory, largest_memory;
+    queries = contiguous(q, queries_memory);
+    out = out_memory.resize(tokens * shape.h_q * shape.d_v);
+    lse = lse_memory.resize(tokens * shape.h_q);
+    largest = wants_largest ? largest_memory.resize(tokens * shape.h_q) : nullptr;
+  }
+
+  template <class Select>
+  void run(const Select& select, const std::optional<Buffer<float>>& sinks) const {
+    std::vector<SelectedQuery> list;
+    list.reserve(static_cast<std::size_t>(tokens));
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const auto [rows, more_rows] = select(t);
+      list.push_back({queries + t * shape.h_q * shape.d_qk, shape.d_qk, rows, more_rows,
+                      out + t * shape.h_q * shape.d_v, lse + t * shape.h_q,
+                      largest ? largest + t * shape.h_q : nullptr});
+    }
+    attend_selected(shape, list);
+    if (sinks) apply_sinks(sinks->data(), lse, tokens, shape.h_q, shape.d_v, out);
+  }
+};
+
+void check_heads(std::int64_t heads, std::int64_t d, std::int64_t width, std::int64_t d_v, const char* cache,
+                 float scale) {
+  require(d == width, "q: found {} values a head, expected {}, as {} has", d, width, cache);
+  require(heads >= 1 && d_v >= 1 && d_v <= d, "d_v: found {}, expected 1 to {}", d_v, d);
+  require(scale > 0, "softmax_scale: found {}, expected a positive number", scale);
+}
+
+void sparse_decode(const Input& q_array, const Input& cache_array, const Input& indices,
+                   const std::optional<Input>& topk_length, const std::optional<Input>& attn_sink,
+                   const std::optional<Input>& extra_cache, const std::optional<Input>& extra_indices,
+                   const std::optional<Input>& extra_topk_length, Output out_array, Output lse_array,
+                   float scale) {
+  const Floats q = floats("q", q_array, 4), out = floats("out", out_array, 4),
+               lse = floats("softmax_lse", lse_array, 3);
+  const std::int64_t batch = q.shape[0], tokens = q.shape[1], heads = q.shape[2];
+  const RowTable table = fp8_table("k_cache", cache_array);
+  const RowTable extra = extra_cache ? fp8_table("extra_k_cache", *extra_cache) : RowTable{};
+  check_heads(heads, q.shape[3], table.width, out.shape[3], "k_cache", scale);
+  require(!extra_cache || extra.width == table.width,
+          "extra_k_cache: found rows of {} values, expected {}, as k_cache has", extra.width, table.width);
+  require(extra_cache.has_value() == extra_indices.has_value(),
+          "extra_k_cache and extra_indices_in_kvcache: found one of the two, expected both or none");
+  constexpr const char* names[2] = {"indices", "topk_length"};
+  constexpr const char* extra_names[2] = {"extra_indices_in_kvcache", "extra_topk_length"};
+  const Indices first(&table, names, indices, topk_length, {batch, tokens}, tokens);
+  const Indices second(&extra, extra_names, extra_indices, extra_topk_length, {batch, tokens}, tokens);
+  const auto sinks = sinks_of(attn_sink, heads);
+
+  nb::gil_scoped_release released;
+  const Work work({heads, 1, table.width, out.shape[3], scale, false}, q, batch * tokens, false);
+  work.run([&](std::int64_t t) { return std::pair(first.of(t), second.of(t)); }, sinks);
+  write(work.out, out);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t h = 0; h < heads; ++h) {
+      for (std::int64_t t = 0; t < tokens; ++t)
+        std::memcpy(lse.at(b, h, t), work.lse + (b * tokens + t) * heads + h, sizeof(float));
+    }
+  }
+}
+
+void sparse_prefill(const Input& q_array, const Input& kv_array, const Input& indices,
+                    const std::optional<Input>& topk_length, const std::optional<Input>& attn_sink,
+                    Output out_array, Output max_logits_array, Output lse_array, float scale) {
+  const Floats q = floats("q", q_array, 3), kv = floats("kv", kv_array, 3), out = floats("out", out_array, 3);
+  const Floats max_logits = floats("max_logits", max_logits_array, 2), lse = floats("lse", lse_array, 2);
+  const std::int64_t tokens = q.shape[0], heads = q.shape[1];
+  const RowTable table = plain_table(kv);
+  check_heads(heads, q.shape[2], table.width, out.shape[2], "kv", scale);
+  constexpr const char* names[2] = {"indices", "topk_length"};
+  const Indices first(&table, names, indices, topk_length, {tokens, 1}, 1);
+  const auto sinks = sinks_of(attn_sink, heads);
+
+  nb::gil_scoped_release released;
+  const Work work({heads, 1, table.width, out.shape[2], scale, false}, q, tokens, true);
+  work.run([&](std::int64_t t) { return std::pair(first.of(t), Selection{}); }, sinks);
+  write(work.out, out);
+  write(work.largest, max_logits);
+  write(work.lse, lse);
+}
+
+}  // namespace
+
+void bind_sparse(nb::module_& m) {
+  using namespace nb::literals;
+  m.def("sparse_decode", &sparse_decode, "q"_a, "k_cache"_a, "indices"_a, "topk_length"_a.none(),
+        "attn_sink"_a.none(), "extra_k_cache"_a.none(), "extra_indices"_a.none(),
+        "extra_topk_length"_a.none(), "out"_a, "lse"_a, "scale"_a,
+        "Attention over the rows of a paged fp8 cache that indices [b, s_q, n] name.");
+  m.def("sparse_prefill", &sparse_prefill, "q"_a, "kv"_a, "indices"_a, "topk_length"_a.none(),
+        "attn_sink"_a.none(), "out"_a, "max_logits"_a, "lse"_a, "scale"_a,
+        "Attention of q [s_q, h_q, d] over the rows of kv [s_kv, 1, d] that indices [s_q, 1, n] name.");
+}
+
+}  // namespace mla::python

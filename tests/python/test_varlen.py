@@ -1,0 +1,101 @@
+"""flash_attn_varlen_func and its packed forms, forward and backward (FlashMLA's tests/test_fmha_sm100.py, thinned)."""
+import itertools
+import os
+
+import numpy
+import pytest
+
+from mla import flash_mla
+from reference import attention, close, numbers, to_bf16, torch
+
+FULL = os.environ.get("MLA_TEST_GRID") == "full"
+needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
+CASES = list(itertools.product([4096, 8192] if FULL else [33, 300], [False, True], [(128, 128), (32, 4)] if FULL else [(4, 4), (6, 2), (1, 1)],
+                               [(128, 128), (192, 128), (64, 64)], [False, True]))
+
+
+def lengths(random, mean, varied, b=2):
+    if not varied:
+        return numpy.full(b, mean), numpy.full(b, mean)
+    q = numpy.maximum(random.normal(mean, mean / 2, b), 1).astype(int)
+    return q, numpy.maximum(random.normal(mean, mean / 2, b).astype(int), q)
+
+
+def offsets(n):
+    return numpy.concatenate([[0], numpy.cumsum(n)]).astype(numpy.int32)
+
+
+def problem(case, seed=0):
+    mean, varied, (h, h_kv), (d, d_v), causal = case
+    random = numpy.random.default_rng(seed)
+    n_q, n_k = lengths(random, mean, varied)
+    q, k, v = (to_bf16(random.standard_normal(s) / 10) for s in ((n_q.sum(), h, d), (n_k.sum(), h_kv, d), (n_k.sum(), h_kv, d_v)))
+    return q, k, v, offsets(n_q), offsets(n_k), (d + 100) ** -0.5, causal
+
+
+def gradient(q, k, v, d_out, scale, causal):
+    """By its definition in float64, of one sequence."""
+    out, lse, _ = attention(q, k, v, scale, causal)
+    group = q.shape[1] // k.shape[1]
+    wide_k, wide_v = numpy.repeat(k, group, 1), numpy.repeat(v, group, 1)
+    scores = numpy.einsum("qhd,khd->qhk", q, wide_k) * scale
+    if causal:
+        seen = numpy.arange(len(k)) <= numpy.arange(len(q))[:, None] + len(k) - len(q)
+        scores = numpy.where(seen[:, None, :], scores, -numpy.inf)
+    p = numpy.exp(scores - lse[..., None])
+    d_p = numpy.einsum("qhd,khd->qhk", d_out, wide_v)
+    d_s = p * (d_p - (out * d_out).sum(-1)[..., None]) * scale
+    per_kv_head = lambda x: x.reshape(len(k), k.shape[1], group, -1).sum(2)
+    return (numpy.einsum("qhk,khd->qhd", d_s, wide_k), per_kv_head(numpy.einsum("qhk,qhd->khd", d_s, q)),
+            per_kv_head(numpy.einsum("qhk,qhd->khd", p, d_out)))
+
+
+def by_definition(q, k, v, cu_q, cu_k, scale, causal):
+    parts = [attention(q[a:b], k[c:d], v[c:d], scale, causal)[:2] for a, b, c, d in zip(cu_q, cu_q[1:], cu_k, cu_k[1:])]
+    return tuple(numpy.concatenate(x) for x in zip(*parts))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward_of_numpy(case):
+    q, k, v, cu_q, cu_k, scale, causal = problem(case)
+    out, lse = flash_mla.flash_attn_varlen_func(q, k, v, cu_q, cu_k, 0, 0, softmax_scale=scale, causal=causal)
+    expected, expected_lse = by_definition(q.astype(float), k.astype(float), v.astype(float), cu_q, cu_k, scale, causal)
+    close(out, expected, 1e-4, 1e-3, 1e-9)
+    close(lse, expected_lse, 1e-6, 2.01 / 65536)
+
+
+@needs_torch
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward_and_backward_of_torch(case):
+    q, k, v, cu_q, cu_k, scale, causal = problem(case)
+    tensors = [torch.from_numpy(x).bfloat16().requires_grad_() for x in (q, k, v)]
+    offsets_of = [torch.from_numpy(x) for x in (cu_q, cu_k)]
+    out, lse = flash_mla.flash_attn_varlen_func(*tensors, *offsets_of, 0, 0, softmax_scale=scale, causal=causal)
+    expected, expected_lse = by_definition(*(x.astype(float) for x in (q, k, v)), cu_q, cu_k, scale, causal)
+    close(numbers(out), expected, 1e-3, 8.01 / 128, 7e-6)
+    close(numbers(lse), expected_lse, 1e-6, 2.01 / 65536)
+    d_out = to_bf16(numpy.random.default_rng(1).standard_normal(out.shape) / 10)
+    out.backward(torch.from_numpy(d_out).bfloat16())
+    parts = [gradient(*(x.astype(float) for x in (q[a:b], k[c:d], v[c:d], d_out[a:b])), scale, causal)
+             for a, b, c, d in zip(cu_q, cu_q[1:], cu_k, cu_k[1:])]
+    for tensor, expected in zip(tensors, (numpy.concatenate(x) for x in zip(*parts))):
+        close(numbers(tensor.grad), expected, 1e-3, 8.01 / 128, 7e-6)
+
+
+@needs_torch
+def test_packed_forms_and_repeats_are_the_same_bits():
+    q, k, v, cu_q, cu_k, scale, _ = problem((100, False, (4, 4), (64, 64), True))
+    q, k, v = (torch.from_numpy(x).bfloat16() for x in (q, k, v))
+    cu = torch.from_numpy(cu_q)
+    out, lse = flash_mla.flash_attn_varlen_func(q, k, v, cu, cu, 100, 100, causal=True)
+    for again in (flash_mla.flash_attn_varlen_func(q, k, v, cu, cu, 100, 100, causal=True, deterministic=True),
+                  flash_mla.flash_attn_varlen_kvpacked_func(q, torch.cat((k, v), -1), cu, cu, 100, 100, 64, causal=True),
+                  flash_mla.flash_attn_varlen_qkvpacked_func(torch.cat((q, k, v), -1), cu, 100, 64, causal=True)):
+        assert torch.equal(again[0], out) and torch.equal(again[1], lse)
+
+
+def test_sequences_without_tokens_or_rows():
+    random = numpy.random.default_rng(5)
+    q, k, v = (random.standard_normal((n, 2, 16)).astype(numpy.float32) for n in (5, 4, 4))
+    out, lse = flash_mla.flash_attn_varlen_func(q, k, v, numpy.int32([0, 0, 3, 5]), numpy.int32([0, 4, 4, 4]), 3, 4)
+    assert (out == 0).all() and numpy.isposinf(lse).all()
