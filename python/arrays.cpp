@@ -1,4 +1,6 @@
-#include "arrays.h"
+#include "python/arrays.h"
+
+#include <nanobind/ndarray.h>
 
 #include <cstring>
 
@@ -9,35 +11,21 @@
 namespace mla::python {
 namespace {
 
-template <class Array>
-void describe(const char* name, const Array& array, int dims, std::int64_t element, Strided& s) {
-  require(static_cast<int>(array.ndim()) == dims, "{}: found {} dimensions, expected {}", name, array.ndim(),
-          dims);
-  s.name = name;
-  s.data = static_cast<std::byte*>(const_cast<void*>(static_cast<const void*>(array.data())));
-  s.dims = dims;
-  for (int d = 0; d < dims; ++d) {
-    s.shape[d] = static_cast<std::int64_t>(array.shape(d));
-    s.strides[d] = array.stride(d) * element;
-  }
+using Code = nb::dlpack::dtype_code;
+
+bool is(const Tensor& t, Code code, int bits) {
+  return t.code == static_cast<int>(code) && t.bits == bits;
 }
 
-template <class Array>
-Floats describe_floats(const char* name, const Array& array, int dims) {
-  const nb::dlpack::dtype type = array.dtype();
-  const auto code = static_cast<nb::dlpack::dtype_code>(type.code);
-  Floats f;
-  if (code == nb::dlpack::dtype_code::Float && type.bits == 32) {
-    f.type = DType::f32;
-  } else if (code == nb::dlpack::dtype_code::Float && type.bits == 16) {
-    f.type = DType::f16;
-  } else if (code == nb::dlpack::dtype_code::Bfloat && type.bits == 16) {
-    f.type = DType::bf16;
-  } else {
-    throw nb::type_error((std::string(name) + ": expected float32, bfloat16 or float16").c_str());
+void describe(const char* name, const Tensor& array, int dims, std::int64_t element, Strided& s) {
+  require(array.ndim == dims, "{}: found {} dimensions, expected {}", name, array.ndim, dims);
+  s.name = name;
+  s.data = static_cast<std::byte*>(array.data);
+  s.dims = dims;
+  for (int d = 0; d < dims; ++d) {
+    s.shape[d] = array.shape[d];
+    s.strides[d] = array.stride[d] * element;
   }
-  describe(name, array, dims, size_of(f.type), f);
-  return f;
 }
 
 bool is_contiguous(const Strided& s, std::int64_t element) {
@@ -90,15 +78,62 @@ void write_value(DType type, float value, std::byte* to) {
 
 }  // namespace
 
-Floats floats(const char* name, const Input& array, int dims) {
-  return describe_floats(name, array, dims);
+bool Tensor::read(nb::handle from, Tensor& t) noexcept {
+  try {
+    if (!nb::isinstance<nb::tuple>(from)) {
+      const auto array = nb::cast<nb::ndarray<nb::ro, nb::device::cpu>>(from);
+      if (array.ndim() > most_dims) return false;
+      t = {const_cast<void*>(array.data()),
+           static_cast<int>(array.ndim()),
+           {},
+           {},
+           array.dtype().code,
+           array.dtype().bits,
+           nb::borrow(from)};
+      for (int d = 0; d < t.ndim; ++d) {
+        t.shape[d] = static_cast<std::int64_t>(array.shape(d));
+        t.stride[d] = array.stride(d);
+      }
+      return true;
+    }
+    const auto parts = nb::borrow<nb::tuple>(from);
+    const nb::tuple shape(parts[1]), stride(parts[2]);
+    if (shape.size() > most_dims || stride.size() != shape.size()) return false;
+    t = {reinterpret_cast<void*>(nb::cast<std::uintptr_t>(parts[0])),
+         static_cast<int>(shape.size()),
+         {},
+         {},
+         nb::cast<int>(parts[3]),
+         nb::cast<int>(parts[4]),
+         nb::borrow(from)};
+    for (int d = 0; d < t.ndim; ++d) {
+      t.shape[d] = nb::cast<std::int64_t>(shape[d]);
+      t.stride[d] = nb::cast<std::int64_t>(stride[d]);
+    }
+    return true;
+  } catch (const std::exception&) {
+    PyErr_Clear();
+    return false;
+  }
 }
-Floats floats(const char* name, const Output& array, int dims) {
-  return describe_floats(name, array, dims);
+
+Floats floats(const char* name, const Tensor& array, int dims) {
+  Floats f;
+  if (is(array, Code::Float, 32)) {
+    f.type = DType::f32;
+  } else if (is(array, Code::Float, 16)) {
+    f.type = DType::f16;
+  } else if (is(array, Code::Bfloat, 16)) {
+    f.type = DType::bf16;
+  } else {
+    throw nb::type_error((std::string(name) + ": expected float32, bfloat16 or float16").c_str());
+  }
+  describe(name, array, dims, size_of(f.type), f);
+  return f;
 }
 
 Strided bytes(const char* name, const Input& array, int dims) {
-  if (array.dtype().bits != 8)
+  if (array.bits != 8)
     throw nb::type_error((std::string(name) + ": expected bytes: float8_e4m3fn, uint8 or int8").c_str());
   Strided s;
   describe(name, array, dims, 1, s);
@@ -131,9 +166,7 @@ void write(const float* values, const Floats& array) {
 }
 
 Buffer<std::int32_t> integers(const char* name, const Input& array, int dims) {
-  const nb::dlpack::dtype type = array.dtype();
-  if (static_cast<nb::dlpack::dtype_code>(type.code) != nb::dlpack::dtype_code::Int || type.bits != 32)
-    throw nb::type_error((std::string(name) + ": expected int32").c_str());
+  if (!is(array, Code::Int, 32)) throw nb::type_error((std::string(name) + ": expected int32").c_str());
   Strided s;
   describe(name, array, dims, 4, s);
   Buffer<std::int32_t> out(size_of(s));

@@ -1,6 +1,5 @@
 #pragma once
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
 #include <cstddef>
@@ -17,8 +16,24 @@ namespace mla::python {
 
 namespace nb = nanobind;
 
-using Input = nb::ndarray<nb::ro, nb::device::cpu>;
-using Output = nb::ndarray<nb::device::cpu>;
+/// A tensor as Python gave it: anything with DLPack or the buffer protocol, or the tuple (address, shape,
+/// strides in elements, DLPack's type code, bits) that mla/_arrays.py makes of torch's, whose DLPack takes
+/// five times as long.
+struct Tensor {
+  static constexpr int most_dims = 8;
+  void* data = nullptr;
+  int ndim = 0;
+  std::int64_t shape[most_dims]{};
+  std::int64_t stride[most_dims]{};  ///< elements
+  int code = 0, bits = 0;            ///< of the type, as in DLPack
+  nb::object owner;                  ///< of the memory
+
+  /// False, without a Python error, if `from` is no tensor.
+  static bool read(nb::handle from, Tensor& tensor) noexcept;
+};
+
+using Input = Tensor;   // read only
+using Output = Tensor;  // written
 
 /// A tensor in memory, of any strides. Lives no longer than the argument it was made from.
 struct Strided {
@@ -40,8 +55,7 @@ struct Floats : Strided {
 };
 
 /// Throw Error, naming the argument, for other types and numbers of dimensions.
-Floats floats(const char* name, const Input& array, int dims);
-Floats floats(const char* name, const Output& array, int dims);
+Floats floats(const char* name, const Tensor& array, int dims);
 /// Bytes: int8, uint8 or a type of 8 bits.
 Strided bytes(const char* name, const Input& array, int dims);
 
@@ -59,3 +73,11 @@ void expect_size(const Strided& array, int dim, std::int64_t expected);
 void expect_dense_rows(const Strided& array, std::int64_t element);
 
 }  // namespace mla::python
+
+template <>
+struct nanobind::detail::type_caster<mla::python::Tensor> {
+  NB_TYPE_CASTER(mla::python::Tensor, const_name("object"))
+  bool from_python(handle from, std::uint8_t, cleanup_list*) noexcept {
+    return mla::python::Tensor::read(from, value);
+  }
+};

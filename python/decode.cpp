@@ -2,11 +2,11 @@
 #include <cstring>
 #include <vector>
 
-#include "arrays.h"
-#include "bindings.h"
 #include "mla/attention/attention.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "python/arrays.h"
+#include "python/bindings.h"
 
 namespace mla::python {
 namespace {
@@ -20,9 +20,9 @@ class Pages {
         table_(integers("block_table", block_table, 2)) {
     require(lengths_.size() == batch, "cache_seqlens: found {} sequences, expected {}, as q has",
             lengths_.size(), batch);
-    require(static_cast<std::int64_t>(block_table.shape(0)) == batch,
-            "block_table: found {} sequences, expected {}, as q has", block_table.shape(0), batch);
-    per_sequence_ = static_cast<std::int64_t>(block_table.shape(1));
+    require(block_table.shape[0] == batch, "block_table: found {} sequences, expected {}, as q has",
+            block_table.shape[0], batch);
+    per_sequence_ = block_table.shape[1];
     pages_.assign(static_cast<std::size_t>(batch * per_sequence_), nullptr);
     for (std::int64_t b = 0; b < batch; ++b) list(b);
   }
@@ -87,7 +87,8 @@ std::vector<const std::byte*> widen(const Pages& pages, std::int64_t batch, std:
 }
 
 void dense_decode(const Input& q_array, const Input& cache_array, const Input& block_table,
-                  const Input& cache_seqlens, Output out_array, Output lse_array, float scale, bool causal) {
+                  const Input& cache_seqlens, const Output& out_array, const Output& lse_array, float scale,
+                  bool causal) {
   const Floats q = floats("q", q_array, 4), cache = floats("k_cache", cache_array, 4);
   const Floats out = floats("out", out_array, 4), lse = floats("softmax_lse", lse_array, 3);
   const std::int64_t batch = q.shape[0], tokens = q.shape[1], heads = q.shape[2], d = q.shape[3];

@@ -9,13 +9,13 @@
 #include <memory>
 #include <optional>
 
-#include "bindings.h"
 #include "mla/core/error.h"
 #include "mla/model/census.h"
 #include "mla/model/sampler.h"
 #include "mla/model/tokenizer.h"
 #include "mla/model/transformer.h"
 #include "mla/runtime/session.h"
+#include "python/bindings.h"
 
 namespace mla::python {
 namespace {

@@ -2,10 +2,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
-#include "bindings.h"
 #include "mla/core/cpu.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "python/bindings.h"
 
 NB_MODULE(_core, m) {
   m.doc() = "The library behind the package mla; use the package.";

@@ -2,10 +2,10 @@
 #include <cstring>
 #include <vector>
 
-#include "arrays.h"
-#include "bindings.h"
 #include "mla/attention/selected.h"
 #include "mla/core/error.h"
+#include "python/arrays.h"
+#include "python/bindings.h"
 
 namespace mla::python {
 namespace {
@@ -57,12 +57,12 @@ struct Indices {
     int d = 0;
     std::int64_t queries = 1;
     for (const std::int64_t size : leading) {
-      require(static_cast<std::int64_t>(array->shape(d)) == size, "{}: found {} in dimension {}, expected {}",
-              names[0], array->shape(d), d, size);
+      require(array->shape[d] == size, "{}: found {} in dimension {}, expected {}", names[0], array->shape[d],
+              d, size);
       queries *= size;
       ++d;
     }
-    per_query = static_cast<std::int64_t>(array->shape(d));
+    per_query = array->shape[d];
     if (!length_array) return;
     lengths = integers(names[1], *length_array, 1);
     require(lengths.size() == queries / each, "{}: found {} lengths, expected {}", names[1], lengths.size(),
@@ -129,8 +129,8 @@ void check_heads(std::int64_t heads, std::int64_t d, std::int64_t width, std::in
 void sparse_decode(const Input& q_array, const Input& cache_array, const Input& indices,
                    const std::optional<Input>& topk_length, const std::optional<Input>& attn_sink,
                    const std::optional<Input>& extra_cache, const std::optional<Input>& extra_indices,
-                   const std::optional<Input>& extra_topk_length, Output out_array, Output lse_array,
-                   float scale) {
+                   const std::optional<Input>& extra_topk_length, const Output& out_array,
+                   const Output& lse_array, float scale) {
   const Floats q = floats("q", q_array, 4), out = floats("out", out_array, 4),
                lse = floats("softmax_lse", lse_array, 3);
   const std::int64_t batch = q.shape[0], tokens = q.shape[1], heads = q.shape[2];
@@ -161,7 +161,8 @@ void sparse_decode(const Input& q_array, const Input& cache_array, const Input& 
 
 void sparse_prefill(const Input& q_array, const Input& kv_array, const Input& indices,
                     const std::optional<Input>& topk_length, const std::optional<Input>& attn_sink,
-                    Output out_array, Output max_logits_array, Output lse_array, float scale) {
+                    const Output& out_array, const Output& max_logits_array, const Output& lse_array,
+                    float scale) {
   const Floats q = floats("q", q_array, 3), kv = floats("kv", kv_array, 3), out = floats("out", out_array, 3);
   const Floats max_logits = floats("max_logits", max_logits_array, 2), lse = floats("lse", lse_array, 2);
   const std::int64_t tokens = q.shape[0], heads = q.shape[1];

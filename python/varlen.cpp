@@ -4,12 +4,12 @@
 #include <cstring>
 #include <vector>
 
-#include "arrays.h"
-#include "bindings.h"
 #include "mla/attention/attention.h"
 #include "mla/attention/backward.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "python/arrays.h"
+#include "python/bindings.h"
 
 namespace mla::python {
 namespace {
@@ -83,7 +83,7 @@ const std::byte* interleave(const Call& c, DType type, Buffer<std::byte>& memory
 }
 
 void varlen_forward(const Input& q, const Input& k, const Input& v, const Input& cu_seqlens_qo,
-                    const Input& cu_seqlens_kv, Output out_array, Output lse_array, float scale,
+                    const Input& cu_seqlens_kv, const Output& out_array, const Output& lse_array, float scale,
                     bool causal) {
   const Call c(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, causal);
   const Floats out = floats("out", out_array, 3), lse = floats("lse", lse_array, 2);
@@ -126,8 +126,8 @@ void take(const float* rows, std::int64_t offset, std::int64_t row_width, std::i
 
 void varlen_backward(const Input& d_out_array, const Input& q, const Input& k, const Input& v,
                      const Input& out_array, const Input& lse_array, const Input& cu_seqlens_qo,
-                     const Input& cu_seqlens_kv, Output dq_array, Output dk_array, Output dv_array,
-                     float scale, bool causal) {
+                     const Input& cu_seqlens_kv, const Output& dq_array, const Output& dk_array,
+                     const Output& dv_array, float scale, bool causal) {
   const Call c(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, causal);
   const Floats d_out = floats("do", d_out_array, 3), out = floats("out", out_array, 3),
                lse = floats("lse", lse_array, 2);

@@ -151,6 +151,25 @@ TEST_P(LeafTest, F32ToBf16RoundsToNearestEven) {
   }
 }
 
+TEST_P(LeafTest, F8ToF32IsExact) {
+  for (const float scale : {1.0f, 0x1p-12f, 0.3f}) {
+    for (const std::int64_t n : {0, 1, 7, 17, 256}) {
+      Edge<std::uint8_t> codes(n);
+      for (std::int64_t i = 0; i < n; ++i) codes[i] = static_cast<std::uint8_t>(n == 256 ? i : 37 * i + n);
+      Edge<float> out(n);
+      leaf.f8_to_f32(codes.data(), scale, out.data(), n);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const float value = f8_e4m3_to_float(codes[i]) * scale;
+        if (std::isnan(value))
+          EXPECT_TRUE(std::isnan(out[i])) << i;
+        else
+          EXPECT_EQ(std::bit_cast<std::uint32_t>(out[i]), std::bit_cast<std::uint32_t>(value))
+              << int{codes[i]};
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Isas, LeafTest, testing::ValuesIn(test::supported_isas()),
                          [](const auto& isa) { return std::string(name_of(isa.param)); });
 

@@ -41,12 +41,12 @@ class Gathering {
   /// REQUIRES queries that select at most `most_rows` each.
   void run(std::span<const SelectedQuery> queries, std::int64_t most_rows) {
     const std::int64_t count = std::ssize(queries), stride = most_rows * row_bytes();
-    rows_.resize(count * stride);
+    std::byte* const memory = memory_of(count * stride);
     starts_.resize(static_cast<std::size_t>(count));
     sequences_.resize(static_cast<std::size_t>(count));
     parallel_for(count, most_rows * shape_.d_qk, [&](std::int64_t i) {
       const SelectedQuery& q = queries[i];
-      std::byte* const start = rows_.data() + i * stride;
+      std::byte* const start = memory + i * stride;
       std::byte* const end = gather(q.more_rows, gather(q.rows, start));
       const std::int64_t length = (end - start) / row_bytes();
       starts_[i] = start;
@@ -57,6 +57,12 @@ class Gathering {
   }
 
  private:
+  /// The calling thread's, kept from call to call: the system takes long to clear so much.
+  static std::byte* memory_of(std::int64_t bytes) {
+    thread_local Buffer<std::byte> memory;
+    return memory.resize(bytes);
+  }
+
   std::byte* gather(const Selection& s, std::byte* out) const {
     const std::int64_t rows = s.table ? s.table->rows() : 0;
     for (std::int64_t i = 0; i < s.count; ++i) {
@@ -86,7 +92,6 @@ class Gathering {
   DType type_;
   RowLayout layout_;
   const LeafKernels& leaf_;
-  Buffer<std::byte> rows_;
   std::vector<const std::byte*> starts_;
   std::vector<AttentionSequence> sequences_;
 };

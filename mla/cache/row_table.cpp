@@ -5,35 +5,24 @@
 namespace mla {
 namespace {
 
-/// Without branches, so that loops over it are vectorised; the values of f8_e4m3_to_float.
-inline float f8_value(std::uint8_t code) {
-  const std::uint32_t size = (code & 0x7fu) << 20, sign = (code & 0x80u) << 24;
-  const float normal = std::bit_cast<float>(size + (120u << 23));
-  const float subnormal = std::bit_cast<float>(size | (121u << 23)) - 0x1p-6f;
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>((code & 0x78u) == 0 ? subnormal : normal);
-  return std::bit_cast<float>(((code & 0x7fu) == 0x7fu ? 0x7fc00000u : bits) | sign);
-}
-
-void scale_codes(const std::byte* codes, float scale, std::int64_t count, float* out) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = f8_value(std::to_integer<std::uint8_t>(codes[i])) * scale;
-}
-
 void read_656(const std::byte* row, std::byte* values, const LeafKernels& leaf) {
+  const auto* codes = reinterpret_cast<const std::uint8_t*>(row);
   float wide[512], scales[4];
   std::memcpy(scales, row + 512, sizeof scales);
   for (int block = 0; block < 4; ++block)
-    scale_codes(row + 128 * block, scales[block], 128, wide + 128 * block);
+    leaf.f8_to_f32(codes + 128 * block, scales[block], wide + 128 * block, 128);
   leaf.f32_to_bf16(wide, reinterpret_cast<bf16*>(values), 512);
   std::memcpy(values + 1024, row + 528, 128);
 }
 
 void read_584(const std::byte* row, const std::byte* scales, std::byte* values, const LeafKernels& leaf) {
+  const auto* codes = reinterpret_cast<const std::uint8_t*>(row);
   float wide[448];
   for (int block = 0; block < 7; ++block) {
     const auto exponent =
         std::to_integer<std::uint32_t>(scales[block]);  // OCP E8M0: 2^(exponent - 127), 255 NaN
     const std::uint32_t bits = exponent == 255 ? 0x7fc00000u : exponent == 0 ? 0x00400000u : exponent << 23;
-    scale_codes(row + 64 * block, std::bit_cast<float>(bits), 64, wide + 64 * block);
+    leaf.f8_to_f32(codes + 64 * block, std::bit_cast<float>(bits), wide + 64 * block, 64);
   }
   leaf.f32_to_bf16(wide, reinterpret_cast<bf16*>(values), 448);
   std::memcpy(values + 896, row + 448, 128);

@@ -1,6 +1,6 @@
 """Tensors of any kind: torch's, numpy's, or whatever speaks DLPack. Torch is looked at only where it is loaded already."""
 import sys
-from typing import Any, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy
 
@@ -13,11 +13,12 @@ def is_torch(array: Any) -> bool:
 def given(name: str, array: Any) -> Any:
     """The tensor as the extension module takes it, without a copy. Raises TypeError or ValueError naming the argument."""
     if is_torch(array):
-        torch = sys.modules["torch"]
-        if array.device.type != "cpu":
+        if not array.is_cpu:
             raise ValueError(f"{name}: found a tensor on {array.device}, expected one on the CPU")
-        array = array.detach()
-        return array.view(torch.uint8) if array.dtype in _torch_bytes(torch) else array
+        code = (_codes or _fill_codes()).get(array.dtype)
+        if code is None:
+            raise TypeError(f"{name}: found a tensor of {array.dtype}, expected f32, bf16, f16, int32 or bytes")
+        return (array.data_ptr(), tuple(array.shape), array.stride(), *code)
     if isinstance(array, numpy.ndarray):
         if array.dtype.byteorder == ">" or array.dtype.kind not in "fiu":
             raise TypeError(f"{name}: found an array of {array.dtype}, expected floats or integers")
@@ -42,5 +43,13 @@ def empty(like: Any, shape: Sequence[int], is_f32: bool = False) -> Any:
     return numpy.empty(tuple(shape), dtype=dtype)
 
 
-def _torch_bytes(torch: Any) -> Sequence[Any]:
-    return (torch.float8_e4m3fn, torch.int8)
+_codes: Dict[Any, Tuple[int, int]] = {}
+
+
+def _fill_codes() -> Dict[Any, Tuple[int, int]]:
+    """DLPack's type code and the bits of the types of torch that are taken. Bytes are bytes, whatever they stand for."""
+    torch = sys.modules["torch"]
+    names = {"float32": (2, 32), "float16": (2, 16), "bfloat16": (4, 16), "float64": (2, 64), "int32": (0, 32), "int64": (0, 64),
+             "uint8": (1, 8), "int8": (1, 8), "float8_e4m3fn": (1, 8)}
+    _codes.update({getattr(torch, name): code for name, code in names.items() if hasattr(torch, name)})
+    return _codes

@@ -11,7 +11,7 @@ torch is not required. Inputs are not copied where the kernels can read them as 
 import dataclasses
 import functools
 import sys
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy
 
@@ -26,15 +26,15 @@ __all__ = ["FlashMLASchedMeta", "get_mla_metadata", "flash_mla_with_kvcache", "f
 class FlashMLASchedMeta:
     """What FlashMLA plans once for calls of the same shapes. Here nothing needs planning: it only checks that they are."""
 
-    config: Optional[Tuple[Tuple[str, Any], ...]] = None
+    config: Optional[Dict[str, Any]] = None
 
     def check(self, **config: Any) -> None:
         """Keeps the first call's shapes. Raises ValueError if a later call's differ."""
         if self.config is None:
-            self.config = tuple(config.items())
-        for (name, before), now in zip(self.config, config.values()):
-            if before != now:
-                raise ValueError(f"tile_scheduler_metadata: found {name} {now}, its first call had {before}")
+            self.config = config
+        if self.config != config:
+            name = next(name for name, value in config.items() if self.config[name] != value)
+            raise ValueError(f"tile_scheduler_metadata: found {name} {config[name]}, its first call had {self.config[name]}")
 
 
 def get_mla_metadata(*args: Any, **kwargs: Any) -> Tuple[FlashMLASchedMeta, None]:
@@ -70,22 +70,22 @@ def flash_mla_with_kvcache(
     if num_splits is not None:
         raise ValueError("num_splits: expected None")
     q_, cache = given("q", q), given("k_cache", k_cache)
-    _expect_dims("q", q_, 4)
-    _expect_dims("k_cache", cache, 4)
-    batch, tokens, heads, d = (int(n) for n in q_.shape)
+    batch, tokens, heads, d = _shape("q", q, 4)
+    blocks, page, kv_heads, _ = _shape("k_cache", k_cache, 4)
     tile_scheduler_metadata.check(
-        b=batch, s_q=tokens, h_q=heads, page_block_size=int(cache.shape[1]), h_k=int(cache.shape[2]), causal=bool(causal),
+        b=batch, s_q=tokens, h_q=heads, page_block_size=page, h_k=kv_heads, causal=bool(causal),
         is_fp8_kvcache=bool(is_fp8_kvcache), topk=_last(indices), extra_topk=_last(extra_indices_in_kvcache))
     scale = d ** -0.5 if softmax_scale is None else float(softmax_scale)
     out, lse = empty(q, (batch, tokens, heads, int(head_dim_v))), empty(q, (batch, heads, tokens), is_f32=True)
     if indices is None:
-        _reject("without indices", attn_sink=attn_sink, extra_k_cache=extra_k_cache, topk_length=topk_length,
-                extra_indices_in_kvcache=extra_indices_in_kvcache, extra_topk_length=extra_topk_length)
+        if not (attn_sink is extra_k_cache is topk_length is extra_indices_in_kvcache is extra_topk_length is None):
+            _reject("without indices", attn_sink=attn_sink, extra_k_cache=extra_k_cache, topk_length=topk_length,
+                    extra_indices_in_kvcache=extra_indices_in_kvcache, extra_topk_length=extra_topk_length)
         table, lengths = given("block_table", block_table), given("cache_seqlens", cache_seqlens)
         if not is_fp8_kvcache:
-            _core.dense_decode(q_, cache, table, lengths, out, lse, scale, bool(causal))
+            _core.dense_decode(q_, cache, table, lengths, given("out", out), given("lse", lse), scale, bool(causal))
             return out, lse
-        indices = _indices_of(table, lengths, int(cache.shape[1]), int(cache.shape[0]), tokens, bool(causal))
+        indices = _indices_of(block_table, cache_seqlens, page, blocks, tokens, bool(causal))
     elif causal:
         raise ValueError("causal: expected False with indices")
     elif not is_fp8_kvcache:
@@ -94,7 +94,7 @@ def flash_mla_with_kvcache(
         q_, cache, given("indices", indices), given_or_none("topk_length", topk_length),
         given_or_none("attn_sink", attn_sink), given_or_none("extra_k_cache", extra_k_cache),
         given_or_none("extra_indices_in_kvcache", extra_indices_in_kvcache),
-        given_or_none("extra_topk_length", extra_topk_length), out, lse, scale)
+        given_or_none("extra_topk_length", extra_topk_length), given("out", out), given("lse", lse), scale)
     return out, lse
 
 
@@ -107,12 +107,12 @@ def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: in
     attn_sink [h_q] as in flash_mla_with_kvcache. Raises TypeError and ValueError naming the argument.
     """
     q_, kv_ = given("q", q), given("kv", kv)
-    _expect_dims("q", q_, 3)
-    tokens, heads = int(q_.shape[0]), int(q_.shape[1])
+    tokens, heads, _ = _shape("q", q, 3)
     out = empty(q, (tokens, heads, int(d_v)))
     max_logits, lse = empty(q, (tokens, heads), is_f32=True), empty(q, (tokens, heads), is_f32=True)
     _core.sparse_prefill(q_, kv_, given("indices", indices), given_or_none("topk_length", topk_length),
-                         given_or_none("attn_sink", attn_sink), out, max_logits, lse, float(sm_scale))
+                         given_or_none("attn_sink", attn_sink), given("out", out), given("max_logits", max_logits), given("lse", lse),
+                         float(sm_scale))
     return out, max_logits, lse
 
 
@@ -131,8 +131,8 @@ def flash_attn_varlen_func(
     """
     if dropout_p != 0.0:
         raise ValueError(f"dropout_p: found {dropout_p}, expected 0")
-    _expect_dims("q", given("q", q), 3)
-    scale = int(q.shape[-1]) ** -0.5 if softmax_scale is None else float(softmax_scale)
+    given("q", q)
+    scale = _shape("q", q, 3)[2] ** -0.5 if softmax_scale is None else float(softmax_scale)
     if is_torch(q):
         return _differentiable().apply(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal))
     return _varlen_forward(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal))
@@ -160,9 +160,11 @@ def flash_attn_varlen_qkvpacked_func(
 
 # ---------------------------------------------------------------- what the above is made of
 
-def _expect_dims(name: str, array: Any, dims: int) -> None:
-    if len(array.shape) != dims:
-        raise ValueError(f"{name}: found {len(array.shape)} dimensions, expected {dims}")
+def _shape(name: str, array: Any, dims: int) -> Tuple[int, ...]:
+    shape = tuple(array.shape)
+    if len(shape) != dims:
+        raise ValueError(f"{name}: found {len(shape)} dimensions, expected {dims}")
+    return shape
 
 
 def _last(array: Optional[Any]) -> Optional[int]:
@@ -198,10 +200,10 @@ def _indices_of(block_table: Any, cache_seqlens: Any, page: int, blocks: int, to
 
 def _varlen_forward(q: Any, k: Any, v: Any, cu_q: Any, cu_kv: Any, scale: float, causal: bool) -> Tuple[Any, Any]:
     v_ = given("v", v)
-    _expect_dims("v", v_, 3)
-    out, lse = empty(q, (q.shape[0], q.shape[1], v_.shape[2])), empty(q, (q.shape[1], q.shape[0]), is_f32=True).T
-    _core.varlen_forward(given("q", q), given("k", k), v_, given("cu_seqlens_qo", cu_q), given("cu_seqlens_kv", cu_kv), out, lse,
-                         scale, causal)
+    tokens, heads, _ = _shape("q", q, 3)
+    out, lse = empty(q, (tokens, heads, _shape("v", v, 3)[2])), empty(q, (heads, tokens), is_f32=True).T
+    _core.varlen_forward(given("q", q), given("k", k), v_, given("cu_seqlens_qo", cu_q), given("cu_seqlens_kv", cu_kv),
+                         given("out", out), given("lse", lse), scale, causal)
     return out, lse
 
 
@@ -221,11 +223,11 @@ def _differentiable() -> Any:
 
         @staticmethod
         def backward(ctx, d_out, _):
-            q, k, v, out, lse, cu_q, cu_kv = ctx.saved_tensors
-            # dk and dv are written row by row, whatever k's and v's own strides are.
+            inputs = zip(("q", "k", "v", "out", "lse", "cu_seqlens_qo", "cu_seqlens_kv"), ctx.saved_tensors)
+            q, k, v = ctx.saved_tensors[:3]
             dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v))
-            _core.varlen_backward(given("do", d_out), given("q", q), given("k", k), given("v", v), out.detach(), lse, cu_q, cu_kv,
-                                  dq, dk, dv, ctx.scale, ctx.causal)
+            _core.varlen_backward(given("do", d_out), *(given(*named) for named in inputs), given("dq", dq), given("dk", dk),
+                                  given("dv", dv), ctx.scale, ctx.causal)
             return dq, dk, dv, None, None, None, None
 
     return FlashAttnVarlen
