@@ -101,7 +101,7 @@ struct Problem {
 };
 
 Problem problem(std::int64_t h, std::int64_t d, std::int64_t d_v, std::int64_t tokens, const Table& table,
-                const Table* other, Random& random) {
+                const Table* other, Random& random, std::int64_t most = 200) {
   Problem p{{h, 1, d, d_v, 0.05f, false}, tokens, random.values(tokens * h * d), {}, {}};
   for (float& x : p.heads) x = to_float(to_bf16(x));
   const std::vector<std::int32_t> nonsense{-1, -2147483647 - 1, 2147483647,
@@ -114,7 +114,7 @@ Problem problem(std::int64_t h, std::int64_t d, std::int64_t d_v, std::int64_t t
     return ids;
   };
   for (std::int64_t t = 0; t < tokens; ++t) {
-    p.indices.push_back(pick(table, t == 1 ? 0 : random.below(200)));
+    p.indices.push_back(pick(table, t == 1 ? 0 : most - random.below(200)));
     p.more.push_back(other ? pick(*other, random.below(50)) : std::vector<std::int32_t>{});
   }
   return p;
@@ -191,6 +191,18 @@ TEST(SelectedAttentionTest, BitsDependOnTheQuerysOwnRowsAlone) {
     const Answers one = p.run(table, nullptr, t, 1);
     EXPECT_TRUE(std::equal(one.out.begin(), one.out.end(), all.out.begin() + t * 16 * 512)) << t;
     EXPECT_TRUE(std::equal(one.lse.begin(), one.lse.end(), all.lse.begin() + t * 16)) << t;
+  }
+}
+
+/// Splits that threads share: each has a largest score of its own.
+TEST(SelectedAttentionTest, LongSelectionsMatchToo) {
+  Random random(4);
+  const test::Threads set(3);
+  for (const RowFormat format : {RowFormat::f32, RowFormat::bf16}) {
+    const Table table(format, 20, 64, 72, random);
+    const Problem p = problem(3, 72, 64, 3, table, nullptr, random, 4000);
+    expect_definition(p, table, nullptr, p.run(table, nullptr, 0, p.tokens),
+                      format == RowFormat::f32 ? 1e-5 : 1e-2);
   }
 }
 

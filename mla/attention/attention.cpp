@@ -85,7 +85,10 @@ void add_work(const AttentionShape& shape, const AttentionSequence& s, std::int6
                    0,
                    true,
                    s.lse ? s.lse + first * shape.h_q : nullptr});
-  works.back().sequence.use(kernel_of(shape, kv, leaf));
+  SequenceAttention& sequence = works.back().sequence;
+  sequence.use(kernel_of(shape, kv, leaf));
+  require(!s.largest || kv.type != DType::i8, "attention over rows of int8: the largest score is not known");
+  sequence.set_largest(s.largest ? s.largest + first * shape.h_q : nullptr);
 }
 
 /// Queries go together as long as they have the same split size: it depends on what a query sees, not on its

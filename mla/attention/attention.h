@@ -17,6 +17,8 @@ struct AttentionSequence {
   KvView kv;
   float* out;  ///< [tokens][h_q][d_v]
   float* lse;  ///< [tokens][h_q] natural log of the sum of exp(scaled scores), or null
+  /// [tokens][h_q] the largest scaled score, -inf where there is none; or null. Not over rows of int8.
+  float* largest = nullptr;
 };
 
 /// softmax(scale * q k^T) v of each sequence, with the online softmax (Milakov & Gimelshein 2018), so that no

@@ -8,7 +8,6 @@
 #include "mla/attention/attention.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
-#include "mla/kernels/matmul.h"
 
 namespace mla {
 namespace {
@@ -31,10 +30,7 @@ void check(const AttentionShape& shape, const Selection& s, DType type) {
 class Gathering {
  public:
   Gathering(const AttentionShape& shape, DType type, const LeafKernels& leaf)
-      : shape_(shape),
-        type_(type),
-        layout_(RowLayout::latent(shape.d_v, shape.d_qk - shape.d_v, type)),
-        leaf_(leaf) {}
+      : shape_(shape), layout_(RowLayout::latent(shape.d_v, shape.d_qk - shape.d_v, type)), leaf_(leaf) {}
 
   std::int64_t row_bytes() const { return layout_.bytes(); }
 
@@ -50,8 +46,8 @@ class Gathering {
       std::byte* const end = gather(q.more_rows, gather(q.rows, start));
       const std::int64_t length = (end - start) / row_bytes();
       starts_[i] = start;
-      sequences_[i] = {{q.heads, 1, 0, q.head_stride}, dense_view(layout_, starts_[i], length), q.out, q.lse};
-      if (q.largest) find_largest(q, start, length);
+      sequences_[i] = {
+          {q.heads, 1, 0, q.head_stride}, dense_view(layout_, starts_[i], length), q.out, q.lse, q.largest};
     });
     attend(shape_, sequences_, leaf_);
   }
@@ -73,23 +69,7 @@ class Gathering {
     return out;
   }
 
-  void find_largest(const SelectedQuery& q, const std::byte* rows, std::int64_t length) const {
-    std::fill_n(q.largest, shape_.h_q, -std::numeric_limits<float>::infinity());
-    if (length == 0) return;
-    thread_local Buffer<float> scores;
-    const MatrixView<float> s = matrix_in(scores, shape_.h_q, length);
-    Weight keys;
-    keys.dtype = type_;
-    keys.data = rows;
-    keys.rows = length;
-    keys.cols = shape_.d_qk;
-    matmul({q.heads, shape_.h_q, shape_.d_qk, q.head_stride}, keys, type_, s);
-    for (std::int64_t h = 0; h < shape_.h_q; ++h)
-      q.largest[h] = shape_.scale * *std::max_element(s.row(h), s.row(h) + length);
-  }
-
   const AttentionShape& shape_;
-  DType type_;
   RowLayout layout_;
   const LeafKernels& leaf_;
   std::vector<const std::byte*> starts_;

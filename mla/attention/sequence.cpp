@@ -1,6 +1,7 @@
 #include "mla/attention/sequence.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -112,6 +113,11 @@ void SequenceAttention::set_sums(float* sums) {
   std::fill_n(sum_, query_rows(), 0.0f);
 }
 
+void SequenceAttention::set_largest(float* largest) {
+  largest_ = largest;
+  if (largest) std::fill_n(largest, query_rows(), -infinity);
+}
+
 std::int64_t SequenceAttention::multiply_adds_per_row() const {
   return item_rows() * (shape_.d_qk + shape_.d_v);
 }
@@ -153,7 +159,23 @@ void SequenceAttention::attend_rows(const Item& item, const std::byte* packed, c
     rows.lines_ahead = lines.data();
     for (const Lines& l : lines.first(lines.size() - 1)) rows.num_lines_ahead += l.count;
   }
+  float largest[AttendQueries::max_count];
+  if (largest_ && kernel_->base_two) {
+    std::fill_n(largest, item.kinds.count(), -infinity);
+    rows.largest = largest;
+  }
   kernel_->attend(queries_of(item, packed), rows, state);
+  if (rows.largest) raise_largest(item, largest);
+}
+
+/// Threads that have other rows of the same queries may do so at the same time: the largest of all comes out.
+void SequenceAttention::raise_largest(const Item& item, const float* largest) const {
+  for (std::int64_t i = 0; i < item.kinds.count(); ++i) {
+    const std::atomic_ref<float> to(largest_[sums_row(item, i)]);
+    float before = to.load(std::memory_order_relaxed);
+    while (largest[i] > before && !to.compare_exchange_weak(before, largest[i], std::memory_order_relaxed)) {
+    }
+  }
 }
 
 /// Attends with several kv heads to the part's rows [begin, end), a block of rows after another. Each head
@@ -215,6 +237,7 @@ void SequenceAttention::finish(const Item& item, std::int64_t first, std::int64_
     float* acc = acc_ + row * shape_.d_v;
     const float inverse = sees_any ? 1.0f / sum_[row] : 0.0f;
     for (std::int64_t j = 0; j < shape_.d_v; ++j) acc[j] = sees_any ? acc[j] * inverse : 0.0f;
+    if (largest_ && sees_any && !kernel_->base_two) largest_[row] = max_[row];
     if (lse) lse[row] = sees_any ? max_[row] * unit + std::log(sum_[row]) : infinity;
   }
 }

@@ -51,6 +51,9 @@ class SequenceAttention {
   const AttendKernel* kernel() const { return kernel_; }
   /// Memory for the running sums: two numbers for each query row.
   void set_sums(float* sums);
+  /// Where finish() is to have written the largest scaled score of each query row, [tokens][h_q]; -inf if it
+  /// sees no row.
+  void set_largest(float* largest);
 
   std::int64_t packed_bytes() const { return packed_bytes_; }  ///< of an item's queries
   void pack(const Item& item, std::byte* packed) const;
@@ -80,6 +83,7 @@ class SequenceAttention {
   };
   Place place(std::int64_t kv_head, std::int64_t i) const;
   std::int64_t sums_row(const Item& item, std::int64_t i) const;
+  void raise_largest(const Item& item, const float* largest) const;
   std::int64_t visible_rows(std::int64_t token) const;
   AttendQueries queries_of(const Item& item, const std::byte* packed) const;
   void attend_rows(const Item& item, const std::byte* packed, const KvView& part, std::int64_t first_row,
@@ -100,9 +104,10 @@ class SequenceAttention {
   std::int64_t items_;
   std::int64_t packed_bytes_ = 0;
   std::int64_t state_bytes_ = 0;
-  float* max_ = nullptr;  // [tokens][h_q]
-  float* sum_ = nullptr;  // [tokens][h_q]
-  float* acc_;            // [tokens][h_q][d_v]
+  float* max_ = nullptr;      // [tokens][h_q]
+  float* sum_ = nullptr;      // [tokens][h_q]
+  float* acc_;                // [tokens][h_q][d_v]
+  float* largest_ = nullptr;  // [tokens][h_q], or null
 };
 
 }  // namespace mla

@@ -57,11 +57,16 @@ struct AttendRows {
   /// For bf16_pair_attend: the rows are not there yet, up to 256 that lie one after another in memory from
   /// runs[0] on, and this is what they are to be made of. Null if they are.
   const Fp8Rows* unmade = nullptr;
+  /// [queries] raised to the largest scaled score of the rows that each query sees, by kernels of base two
+  /// but int8_attend; or null. (The others' AttendSums::max is that.)
+  float* largest = nullptr;
 };
 
 /// What all rows so far come to for one query: softmax(scale q k^T) v of those rows is acc / sum.
 struct AttendSums {
-  float* max;  ///< largest scaled score, or some number near it; -inf if nothing was visible
+  /// Largest scaled score, of kernels of base two some number near it; if nothing was visible, -inf or the
+  /// lowest float.
+  float* max;
   float* sum;  ///< sum of exp(scaled score - max); 0 if nothing was visible, and then acc may be anything
   float* acc;  ///< [d_v] sum of exp(scaled score - max) * value
 };

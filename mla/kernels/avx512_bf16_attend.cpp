@@ -25,6 +25,7 @@ constexpr int tile_runs = tile_rows / AttendRows::run;
 constexpr std::int64_t max_queries = AttendQueries::max_count;
 constexpr int max_groups = max_queries + 3;
 constexpr float log2_e = 1.44269504f;
+constexpr float ln_2 = 0.693147180559945f;
 
 // ---------------------------------------------------------------- groups and sets
 
@@ -145,12 +146,18 @@ void weigh_group(const AttendQueries& q, const AttendRows& rows, const Tile& til
   for (std::int64_t i = group.first; i < group.first + group.queries; ++i)
     all_see = all_see && rows.visible[i] - tile.first >= set.rows;
   if (!all_see) hide<P>(rows, group, tile, set.rows, scores);
-  __m512 shift = _mm512_set1_ps(1.0f);
+  __m512 shift = _mm512_set1_ps(1.0f), top;
   set.grew |= softmax_tile<P>(scores, set.rows, q.scale * log2_e, *group.running,
-                              set.weights + group.first - set.first, set.stride, shift);
+                              set.weights + group.first - set.first, set.stride, shift, top);
   alignas(64) float lanes[16];
   _mm512_store_ps(lanes, shift);
   for (std::int64_t i = 0; i < group.queries; ++i) work.shift[group.first + i] = lanes[P * i];
+  if (rows.largest == nullptr) return;
+  _mm512_store_ps(lanes, top);
+  for (std::int64_t i = 0; i < group.queries; ++i) {
+    float& largest = rows.largest[group.first + i];
+    largest = lanes[P * i] * ln_2 > largest ? lanes[P * i] * ln_2 : largest;
+  }
 }
 
 constexpr std::int64_t group_stride = tile_rows / 2 * 16;

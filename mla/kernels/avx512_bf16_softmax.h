@@ -51,13 +51,14 @@ void store_pairs(__m512 weights, std::uint32_t* out, std::int64_t stride) {
 
 /// Turns the scores of `rows` rows, [rows / P][16], into weights, [rows / 2][stride] of bf16 pairs. Scores
 /// that a query may not see are -inf. A query's reference moves only when a score exceeds it by 8: then
-/// returns true, and `shift` is by how much the query's sums so far must be multiplied.
+/// returns true, and `shift` is by how much the query's sums so far must be multiplied. `top` is the largest
+/// score of each query, times `scale`.
 template <int P>
 bool softmax_tile(const float* scores, std::int64_t rows, float scale, Running& running,
-                  std::uint32_t* weights, std::int64_t stride, __m512& shift) {
+                  std::uint32_t* weights, std::int64_t stride, __m512& shift, __m512& top) {
   const __m512 unseen = _mm512_set1_ps(-__builtin_inff()), factor = _mm512_set1_ps(scale);
   const std::int64_t count = rows / P;
-  __m512 top = unseen;
+  top = unseen;
   for (std::int64_t i = 0; i < count; ++i) top = _mm512_max_ps(top, _mm512_load_ps(scores + i * 16));
   top = _mm512_mul_ps(largest<P>(top), factor);
   const __mmask16 grows =

@@ -210,7 +210,7 @@ def _varlen_forward(q: Any, k: Any, v: Any, cu_q: Any, cu_kv: Any, scale: float,
 @functools.lru_cache(maxsize=None)
 def _differentiable() -> Any:
     """The torch function of flash_attn_varlen_func, made when torch is there for sure."""
-    torch = sys.modules["torch"]
+    torch: Any = sys.modules["torch"]
 
     class FlashAttnVarlen(torch.autograd.Function):
         @staticmethod

@@ -1,6 +1,6 @@
 """Checkpoints of DeepSeek's architecture, from their Hugging Face files."""
 import os
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Sequence, Union
 
 import numpy
 
@@ -65,7 +65,7 @@ class Model:
         while len(ids) > _CHUNK:
             session.append(ids[:_CHUNK])
             ids = ids[_CHUNK:]
-        logits: Optional[numpy.ndarray] = session.feed(ids)
+        logits = session.feed(ids)
         for left in range(max_tokens, 0, -1):
             token = sampler.next(logits)
             if token in ends:
