@@ -10,18 +10,20 @@ except ImportError:
 def attention(q, k, v, scale, causal=False):
     """q [s_q, h_q, d], k [s_k, h_kv, d], v [s_k, h_kv, d_v] -> out [s_q, h_q, d_v], lse [s_q, h_q], largest score [s_q, h_q]."""
     q, k, v = (numpy.asarray(x, numpy.float64) for x in (q, k, v))
-    group = q.shape[1] // k.shape[1]
-    k, v = numpy.repeat(k, group, 1), numpy.repeat(v, group, 1)
-    scores = numpy.einsum("qhd,khd->qhk", q, k) * scale
-    if causal:
-        seen = numpy.arange(len(k)) <= numpy.arange(len(q))[:, None] + len(k) - len(q)
-        scores = numpy.where(seen[:, None, :], scores, -numpy.inf)
-    largest = scores.max(-1, initial=-numpy.inf)
-    weights = numpy.exp(scores - numpy.where(numpy.isinf(largest), 0, largest)[..., None])
-    total = weights.sum(-1)
-    with numpy.errstate(divide="ignore"):
-        lse = numpy.where(total > 0, numpy.log(total) + largest, numpy.inf)
-    out = numpy.einsum("qhk,khd->qhd", weights / numpy.where(total > 0, total, 1)[..., None], v)
+    tokens, heads, group = len(q), q.shape[1], q.shape[1] // k.shape[1]
+    out, lse, largest = numpy.zeros((tokens, heads, v.shape[2])), numpy.full((tokens, heads), numpy.inf), numpy.full((tokens, heads), -numpy.inf)
+    if len(k) == 0:
+        return out, lse, largest
+    for head in range(heads):
+        scores = q[:, head] @ k[:, head // group].T * scale
+        if causal:
+            scores[numpy.arange(len(k)) > numpy.arange(tokens)[:, None] + len(k) - tokens] = -numpy.inf
+        top = largest[:, head] = scores.max(-1)
+        sees = numpy.isfinite(top)
+        weights = numpy.exp(scores[sees] - top[sees, None])
+        total = weights.sum(-1)
+        out[sees, head] = weights @ v[:, head // group] / total[:, None]
+        lse[sees, head] = numpy.log(total) + top[sees]
     return out, lse, largest
 
 

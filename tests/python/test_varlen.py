@@ -37,17 +37,18 @@ def gradient(q, k, v, d_out, scale, causal):
     """By its definition in float64, of one sequence."""
     out, lse, _ = attention(q, k, v, scale, causal)
     group = q.shape[1] // k.shape[1]
-    wide_k, wide_v = numpy.repeat(k, group, 1), numpy.repeat(v, group, 1)
-    scores = numpy.einsum("qhd,khd->qhk", q, wide_k) * scale
-    if causal:
-        seen = numpy.arange(len(k)) <= numpy.arange(len(q))[:, None] + len(k) - len(q)
-        scores = numpy.where(seen[:, None, :], scores, -numpy.inf)
-    p = numpy.exp(scores - lse[..., None])
-    d_p = numpy.einsum("qhd,khd->qhk", d_out, wide_v)
-    d_s = p * (d_p - (out * d_out).sum(-1)[..., None]) * scale
-    per_kv_head = lambda x: x.reshape(len(k), k.shape[1], group, -1).sum(2)
-    return (numpy.einsum("qhk,khd->qhd", d_s, wide_k), per_kv_head(numpy.einsum("qhk,qhd->khd", d_s, q)),
-            per_kv_head(numpy.einsum("qhk,qhd->khd", p, d_out)))
+    dq, dk, dv = numpy.zeros(q.shape), numpy.zeros(k.shape), numpy.zeros(v.shape)
+    for head in range(q.shape[1]):
+        at = head // group
+        p = numpy.exp(q[:, head] @ k[:, at].T * scale - lse[:, head, None])
+        if causal:
+            p[numpy.arange(len(k)) > numpy.arange(len(q))[:, None] + len(k) - len(q)] = 0
+        d_p = d_out[:, head] @ v[:, at].T
+        d_s = p * (d_p - (out[:, head] * d_out[:, head]).sum(-1)[:, None]) * scale
+        dq[:, head] = d_s @ k[:, at]
+        dk[:, at] += d_s.T @ q[:, head]
+        dv[:, at] += p.T @ d_out[:, head]
+    return dq, dk, dv
 
 
 def by_definition(q, k, v, cu_q, cu_k, scale, causal):
