@@ -66,11 +66,17 @@ def test_stops_where_the_context_ends(model):
 
 
 def test_ctrl_c_ends_a_generation(model):
-    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        while True:
-            for _ in model.generate("And", 400, ignore_eos=True):
-                pass
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores the signal
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            for _ in range(1000):
+                for _ in model.generate("And", 400, ignore_eos=True):
+                    pass
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_threads_may_generate_side_by_side(model):
