@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 
 #include <cstring>
+#include <utility>
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
@@ -163,6 +164,12 @@ void write(const float* values, const Floats& array) {
       return leaf.f32_to_bf16(from, reinterpret_cast<bf16*>(at), width);
     for (std::int64_t i = 0; i < width; ++i) write_value(array.type, from[i], at + i * step);
   });
+}
+
+Floats exchanged(Floats array, int one, int other) {
+  std::swap(array.shape[one], array.shape[other]);
+  std::swap(array.strides[one], array.strides[other]);
+  return array;
 }
 
 Buffer<std::int32_t> integers(const char* name, const Input& array, int dims) {

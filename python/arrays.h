@@ -63,6 +63,8 @@ Strided bytes(const char* name, const Input& array, int dims);
 const float* contiguous(const Floats& array, Buffer<float>& memory);
 /// Rounds contiguous values into a tensor.
 void write(const float* values, const Floats& array);
+/// The same memory with two dimensions exchanged.
+Floats exchanged(Floats array, int one, int other);
 
 /// A contiguous copy of an int32 tensor.
 Buffer<std::int32_t> integers(const char* name, const Input& array, int dims);

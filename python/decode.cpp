@@ -130,12 +130,7 @@ void dense_decode(const Input& q_array, const Input& cache_array, const Input& b
   }
   attend({heads, kv_heads, d, d_v, scale, causal}, sequences);
   write(results, out);
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t h = 0; h < heads; ++h) {
-      for (std::int64_t t = 0; t < tokens; ++t)
-        std::memcpy(lse.at(b, h, t), sums + (b * tokens + t) * heads + h, sizeof(float));
-    }
-  }
+  write(sums, exchanged(lse, 1, 2));
 }
 
 }  // namespace

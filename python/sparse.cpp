@@ -1,5 +1,4 @@
 // Sparse attention (FlashMLA's flash_mla_sparse_fwd, and flash_mla_with_kvcache over fp8 rows).
-#include <cstring>
 #include <vector>
 
 #include "mla/attention/selected.h"
@@ -79,13 +78,12 @@ struct Indices {
   }
 };
 
-std::optional<Buffer<float>> sinks_of(const std::optional<Input>& array, std::int64_t heads) {
-  if (!array) return std::nullopt;
+/// Null if there are none; `memory` may come to hold them.
+const float* sinks_of(const std::optional<Input>& array, std::int64_t heads, Buffer<float>& memory) {
+  if (!array) return nullptr;
   const Floats sinks = floats("attn_sink", *array, 1);
   expect_size(sinks, 0, heads);
-  Buffer<float> values(heads), memory;
-  std::memcpy(values.data(), contiguous(sinks, memory), static_cast<std::size_t>(heads) * sizeof(float));
-  return values;
+  return contiguous(sinks, memory);
 }
 
 /// One call: queries [tokens][heads][d], results in memory that is kept from call to call.
@@ -105,7 +103,7 @@ struct Work {
   }
 
   template <class Select>
-  void run(const Select& select, const std::optional<Buffer<float>>& sinks) const {
+  void run(const Select& select, const float* sinks) const {
     std::vector<SelectedQuery> list;
     list.reserve(static_cast<std::size_t>(tokens));
     for (std::int64_t t = 0; t < tokens; ++t) {
@@ -115,7 +113,7 @@ struct Work {
                       largest ? largest + t * shape.h_q : nullptr});
     }
     attend_selected(shape, list);
-    if (sinks) apply_sinks(sinks->data(), lse, tokens, shape.h_q, shape.d_v, out);
+    if (sinks) apply_sinks(sinks, lse, tokens, shape.h_q, shape.d_v, out);
   }
 };
 
@@ -145,18 +143,14 @@ void sparse_decode(const Input& q_array, const Input& cache_array, const Input& 
   constexpr const char* extra_names[2] = {"extra_indices_in_kvcache", "extra_topk_length"};
   const Indices first(&table, names, indices, topk_length, {batch, tokens}, tokens);
   const Indices second(&extra, extra_names, extra_indices, extra_topk_length, {batch, tokens}, tokens);
-  const auto sinks = sinks_of(attn_sink, heads);
+  Buffer<float> sinks_memory;
+  const float* const sinks = sinks_of(attn_sink, heads, sinks_memory);
 
   nb::gil_scoped_release released;
   const Work work({heads, 1, table.width, out.shape[3], scale, false}, q, batch * tokens, false);
   work.run([&](std::int64_t t) { return std::pair(first.of(t), second.of(t)); }, sinks);
   write(work.out, out);
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t h = 0; h < heads; ++h) {
-      for (std::int64_t t = 0; t < tokens; ++t)
-        std::memcpy(lse.at(b, h, t), work.lse + (b * tokens + t) * heads + h, sizeof(float));
-    }
-  }
+  write(work.lse, exchanged(lse, 1, 2));
 }
 
 void sparse_prefill(const Input& q_array, const Input& kv_array, const Input& indices,
@@ -170,7 +164,8 @@ void sparse_prefill(const Input& q_array, const Input& kv_array, const Input& in
   check_heads(heads, q.shape[2], table.width, out.shape[2], "kv", scale);
   constexpr const char* names[2] = {"indices", "topk_length"};
   const Indices first(&table, names, indices, topk_length, {tokens, 1}, 1);
-  const auto sinks = sinks_of(attn_sink, heads);
+  Buffer<float> sinks_memory;
+  const float* const sinks = sinks_of(attn_sink, heads, sinks_memory);
 
   nb::gil_scoped_release released;
   const Work work({heads, 1, table.width, out.shape[2], scale, false}, q, tokens, true);

@@ -78,9 +78,8 @@ def flash_mla_with_kvcache(
     scale = d ** -0.5 if softmax_scale is None else float(softmax_scale)
     out, lse = empty(q, (batch, tokens, heads, int(head_dim_v))), empty(q, (batch, heads, tokens), is_f32=True)
     if indices is None:
-        if not (attn_sink is extra_k_cache is topk_length is extra_indices_in_kvcache is extra_topk_length is None):
-            _reject("without indices", attn_sink=attn_sink, extra_k_cache=extra_k_cache, topk_length=topk_length,
-                    extra_indices_in_kvcache=extra_indices_in_kvcache, extra_topk_length=extra_topk_length)
+        _reject("without indices", attn_sink=attn_sink, extra_k_cache=extra_k_cache, topk_length=topk_length,
+                extra_indices_in_kvcache=extra_indices_in_kvcache, extra_topk_length=extra_topk_length)
         table, lengths = given("block_table", block_table), given("cache_seqlens", cache_seqlens)
         if not is_fp8_kvcache:
             _core.dense_decode(q_, cache, table, lengths, given("out", out), given("lse", lse), scale, bool(causal))
