@@ -22,6 +22,10 @@ std::string tiny(double value) {
   return value == 0 ? "0" : fmt::format("{:.1e}", value);
 }
 
+std::string shape_text(const Weight& w) {
+  return fmt::format("[{}, {}]", w.rows, w.cols);
+}
+
 double ratio(std::int64_t a, std::int64_t b) {
   return static_cast<double>(a) / static_cast<double>(b);
 }

@@ -2,6 +2,8 @@
 #include <cstdint>
 #include <string>
 
+#include "mla/kernels/matmul.h"
+
 // Numbers as pages write them.
 
 namespace mla::app {
@@ -14,6 +16,9 @@ std::string in_bytes(double bytes);
 
 /// A small difference: "4.2e-07", or "0".
 std::string tiny(double value);
+
+/// "[rows, cols]".
+std::string shape_text(const Weight& w);
 
 /// a / b.
 double ratio(std::int64_t a, std::int64_t b);

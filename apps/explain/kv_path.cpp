@@ -61,10 +61,6 @@ Boxes draw(const Sentence& s, std::int64_t token, const Walk& at) {
            std::move(heads)}};
 }
 
-std::string shape_text(const Weight& w) {
-  return fmt::format("[{}, {}]", w.rows, w.cols);
-}
-
 }  // namespace
 
 Page tell_kv_path(Explained& with) {

@@ -74,10 +74,6 @@ Boxes draw(const Sentence& s, std::int64_t token, const Walk& at) {
            heads_row(m, "after `q_b_proj`", at.queries), heads_row(m, "rotated", at.rotated)}};
 }
 
-std::string shape_text(const Weight& w) {
-  return fmt::format("[{}, {}]", w.rows, w.cols);
-}
-
 }  // namespace
 
 Page tell_query_path(Explained& with) {
