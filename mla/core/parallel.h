@@ -18,6 +18,17 @@ void set_threads(int count);
 /// core.
 constexpr std::int64_t worth_threads = 1 << 20;
 
+/// Multiply-adds in whose time a value is read, changed a little and written: caches take as long for it.
+constexpr std::int64_t work_of_value = 16;
+/// The same with an exponential.
+constexpr std::int64_t work_of_exp = 32;
+
+/// Pieces that a kernel cuts its work into, if it can, so that the threads end together: one inside another
+/// parallel_for.
+inline std::int64_t wanted_pieces() {
+  return omp_in_parallel() ? 1 : 4 * threads();
+}
+
 /// Multiply-adds that a thread takes at a time, if there are so many: else taking them costs more than doing
 /// them.
 constexpr std::int64_t worth_taking = 1 << 15;

@@ -27,7 +27,8 @@ struct PairPanelOps {
       const std::int64_t some = count - i < 0 ? 0 : count - i < 16 ? count - i : 16;
       const F low = load_part(row + i, some);
       const F high = next != nullptr ? load_part(next + i, some) : zero();
-      const X pairs = _mm512_or_si512(lower_half(low), _mm512_slli_epi32(lower_half(high), 16));
+      const X pairs =
+          _mm512_permutexvar_epi16(interleave(), reinterpret_cast<X>(_mm512_cvtne2ps_pbh(high, low)));
       _mm512_mask_storeu_epi32(out + i, first(panel - i < 16 ? panel - i : 16), pairs);
     }
   }
@@ -41,8 +42,11 @@ struct PairPanelOps {
  private:
   static __mmask16 first(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static __m256i narrow(F value) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)); }
-  /// Each value as bf16, in the lower half of 32 bits.
-  static X lower_half(F value) { return _mm512_cvtepu16_epi32(narrow(value)); }
+  /// Takes 16 lower and 16 upper halves to 16 pairs.
+  static X interleave() {
+    const X places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_or_si512(places, _mm512_slli_epi32(_mm512_add_epi32(places, _mm512_set1_epi32(16)), 16));
+  }
 };
 
 }  // namespace

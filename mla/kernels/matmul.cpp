@@ -87,8 +87,12 @@ Scratch<T>& scratch() {
   return memory;
 }
 
+std::int64_t parts(std::int64_t n, std::int64_t size) {
+  return (n + size - 1) / size;
+}
+
 std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
+  return parts(n, multiple) * multiple;
 }
 
 /// Multiply-adds of `outputs` outputs; a few tokens cost as much as one, since the weights must be read.
@@ -161,6 +165,8 @@ Block<T> converted_block(const Weight& w, std::int64_t first, std::int64_t count
       if (w.dtype != DType::bf16) round_to(compute, to, width);
     } else if (w.dtype == DType::bf16) {
       std::copy_n(stored_block<T>(w, first + i, begin).data, width, to);
+    } else if (w.dtype == DType::f32) {
+      leaf_kernels().f32_to_bf16(stored_block<float>(w, first + i, begin).data, to, width);
     } else {
       float* row = scratch<T>().row.resize(width);
       read_part(w, first + i, begin, width, row);
@@ -189,23 +195,41 @@ Kernels<T> kernels() {
   }
 }
 
+/// Pieces of a product: a block of outputs, and some tiles of tokens. If there are few outputs, the tokens
+/// are cut too, which changes no bit.
+struct Pieces {
+  static constexpr std::int64_t least_tiles = 8;  // converting the weights must be little beside them
+  std::int64_t blocks, tiles, each;
+
+  Pieces(std::int64_t outputs, std::int64_t tokens)
+      : blocks(parts(outputs, dot_outputs)), tiles(parts(tokens, dot_tokens)) {
+    const std::int64_t across = std::min(parts(wanted_pieces(), blocks), tiles / least_tiles);
+    each = parts(tiles, std::max(across, std::int64_t{1}));
+  }
+  std::int64_t across() const { return parts(tiles, each); }
+};
+
 template <class T>
 void multiply(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
+  if (x.rows == 0 || w.rows == 0) return;
   const std::int64_t padded = packed_depth(x.cols);
   T* const packed = scratch<T>().tokens.resize(round_up(x.rows, dot_tokens) * padded);
-  parallel_for((x.rows + dot_tokens - 1) / dot_tokens, dot_tokens * padded, [&](std::int64_t b) {
+  parallel_for(parts(x.rows, dot_tokens), dot_tokens * padded * work_of_value, [&](std::int64_t b) {
     const std::int64_t t = b * dot_tokens;
     pack_tokens(x.block(t, std::min(dot_tokens, x.rows - t)), compute, packed + t * padded);
   });
   // For one token, bf16 weights are widened as they are read.
   const bool is_widened = w.dtype == DType::bf16 && sizeof(T) == sizeof(float) && x.rows == 1;
   const bool is_in_place = is_stored<T>(w, compute);
-  parallel_for((w.rows + dot_outputs - 1) / dot_outputs, work_of(dot_outputs, x), [&](std::int64_t i) {
-    const std::int64_t first = i * dot_outputs, count = std::min(dot_outputs, w.rows - first);
+  const Pieces pieces(w.rows, x.rows);
+  const std::int64_t across = pieces.across(), tokens = pieces.each * dot_tokens;
+  parallel_for(pieces.blocks * across, work_of(dot_outputs, x) / across, [&](std::int64_t i) {
+    const std::int64_t first = i / across * dot_outputs, count = std::min(dot_outputs, w.rows - first);
+    const std::int64_t begin = i % across * tokens, end = std::min(begin + tokens, x.rows);
     const auto run = [&](const auto& weights, const auto& dot) {
-      for (std::int64_t t = 0; t < x.rows; t += dot_tokens)
+      for (std::int64_t t = begin; t < end; t += dot_tokens)
         dot({weights.data, weights.stride, count, x.cols, packed + t * padded,
-             std::min(dot_tokens, x.rows - t), is_in_place && t == 0, y.row(t) + first, y.stride});
+             std::min(dot_tokens, x.rows - t), is_in_place && t == begin, y.row(t) + first, y.stride});
     };
     if (is_widened)
       run(stored_block<bf16>(w, first, 0), kernels<T>().dot_of_bf16);
@@ -238,7 +262,7 @@ void multiply_transposed(MatrixView<const float> x, const Weight& w, DType compu
   const bool is_few = x.rows <= sum_tokens;
   const bool is_wide = w.dtype == DType::bf16 && sizeof(T) == sizeof(float) && is_few;
   const std::int64_t width = is_few ? few_tokens_columns : block_columns;
-  parallel_for((w.cols + width - 1) / width, work_of(width, x), [&](std::int64_t i) {
+  parallel_for(parts(w.cols, width), work_of(width, x), [&](std::int64_t i) {
     const std::int64_t first = i * width, count = std::min(width, w.cols - first);
     if (is_wide)
       sum_up_block(stored_block<bf16>(w, 0, first), first, count, tokens, kernels<T>().sum_of_bf16, y);

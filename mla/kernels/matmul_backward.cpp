@@ -14,8 +14,6 @@ namespace {
 constexpr std::int64_t chunk_units = 256;
 /// Panels of a that one piece of work passes over with each panel of b.
 constexpr std::int64_t most_panels = 4;
-/// Enough that the threads end together.
-constexpr std::int64_t pieces_per_thread = 4;
 
 std::int64_t parts(std::int64_t n, std::int64_t size) {
   return (n + size - 1) / size;
@@ -103,11 +101,11 @@ void run(const Product& p, Buffer<PanelUnit>& memory) {
     return;
   }
   PanelUnit* const packed = memory.resize(p.units() * p.col_panels() * p.kernels.cols);
-  parallel_for(p.chunks() * p.col_panels(), chunk_units * p.kernels.cols,
+  parallel_for(p.chunks() * p.col_panels(), chunk_units * p.kernels.values * p.kernels.cols * work_of_value,
                [&](std::int64_t i) { pack_b(p, i / p.col_panels(), i % p.col_panels(), packed); });
 
   // How the pieces are cut changes no bit. Few rows are cut by columns as well.
-  const std::int64_t wanted = pieces_per_thread * threads();
+  const std::int64_t wanted = wanted_pieces();
   const std::int64_t count = std::clamp(p.row_panels() / wanted, std::int64_t{1}, most_panels);
   const std::int64_t down = parts(p.row_panels(), count);
   const std::int64_t wide = down >= wanted ? p.col_panels() : parts(p.col_panels() * down, wanted);

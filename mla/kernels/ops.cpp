@@ -4,13 +4,6 @@
 #include "mla/kernels/leaf.h"
 
 namespace mla {
-namespace {
-
-/// Multiply-adds that an element costs which is read, multiplied once or twice and written.
-constexpr std::int64_t work_of_value = 4;
-
-}  // namespace
-
 void rms_norm(MatrixView<const float> x, std::span<const float> weight, double epsilon,
               MatrixView<float> out) {
   parallel_for(x.rows, x.cols * work_of_value, [&](std::int64_t t) {

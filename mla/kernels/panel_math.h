@@ -38,6 +38,9 @@ void multiply_panels(const PanelTile& t) {
 #pragma GCC unroll 3
     for (int j = 0; j < N; ++j) acc[i][j] = Ops::zero();
   }
+  for (std::int64_t i = 0; i < t.rows; ++i) {  // c is probably in no near cache
+    for (std::int64_t j = 0; j < t.cols; j += 16) __builtin_prefetch(t.c + i * t.c_stride + j, 1, 3);
+  }
   const PanelUnit *a = t.a, *b = t.b;
   for (std::int64_t k = 0; k < t.depth; ++k, a += M, b += N * Ops::width) {
     typename Ops::X w[N];
@@ -60,8 +63,12 @@ void multiply_panels(const PanelTile& t) {
 /// `next` is null if there is no second one.
 template <class Ops, std::int64_t panel>
 void pack_straight(const PanelSource& s, PanelUnit* out) {
+  constexpr std::int64_t ahead = 8;  // rows that are asked for before they are needed: they lie far apart
   for (std::int64_t d = 0; d < s.depth; d += Ops::values, out += panel) {
     const float* row = s.x + d * s.stride;
+    for (std::int64_t r = d + ahead; r < d + ahead + Ops::values && r < s.depth; ++r) {
+      for (std::int64_t i = 0; i < s.width; i += 16) __builtin_prefetch(s.x + r * s.stride + i, 0, 3);
+    }
     const float* next = d + 1 < s.depth ? row + s.stride : nullptr;
     Ops::template pack_pair<panel>(row, next, s.width, out);
   }

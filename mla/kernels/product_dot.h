@@ -198,9 +198,19 @@ void dot_rows(const TileOf<Ops>& t, std::int64_t group, std::int64_t groups, std
   }
 }
 
+/// Asks for the lines of y, which are probably in no cache: their sums are stored in short pieces.
+template <class Ops>
+void fetch_results(const TileOf<Ops>& t) {
+  constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(float));
+  for (std::int64_t i = 0; i < t.num_tokens; ++i) {
+    for (std::int64_t r = 0; r < t.rows; r += line) __builtin_prefetch(t.y + i * t.y_stride + r, 1, 3);
+  }
+}
+
 template <class Ops>
 void dot(const TileOf<Ops>& t) {
   if (t.num_tokens == 1) return dot_lone_token<Ops>(t);
+  fetch_results<Ops>(t);
   constexpr std::int64_t tokens = Ops::width / 2,
                          chunk = chunk_bytes / static_cast<std::int64_t>(sizeof(typename Ops::Weight));
   alignas(64) float partial[dot_outputs * dot_groups * Ops::width];

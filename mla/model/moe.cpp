@@ -95,7 +95,7 @@ void group_by_expert(const MoeConfig& config, MoeScratch& scratch) {
 void gather(const MoeConfig& config, MatrixView<const float> x, MoeScratch& scratch) {
   const std::int64_t k = config.experts_per_token;
   MatrixView<float> in = matrix_in(scratch.in, x.rows * k, x.cols);
-  parallel_for(x.rows, k * x.cols, [&](std::int64_t t) {
+  parallel_for(x.rows, k * x.cols * work_of_value, [&](std::int64_t t) {
     for (std::int64_t i = t * k; i < (t + 1) * k; ++i)
       std::copy_n(x.row(t), x.cols, in.row(scratch.place[i]));
   });
@@ -131,7 +131,7 @@ void sum_experts(const MoeConfig& config, bool has_shared, MoeScratch& scratch, 
   const std::int64_t k = config.experts_per_token;
   const MatrixView<float> results(scratch.out.data(), out.rows * k, out.cols);
   const MatrixView<float> shared(scratch.shared_out.data(), out.rows, out.cols);
-  parallel_for(out.rows, (k + 1) * out.cols, [&](std::int64_t t) {
+  parallel_for(out.rows, (k + 1) * out.cols * work_of_value, [&](std::int64_t t) {
     std::fill_n(out.row(t), out.cols, 0.0f);
     for (std::int64_t i = t * k; i < (t + 1) * k; ++i)
       add_scaled(results.block(scratch.place[i], 1), scratch.routing.weights[i], out.block(t, 1));

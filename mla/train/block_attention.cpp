@@ -15,7 +15,7 @@ void for_each_rotated(const BlockTraining& how, std::int64_t width, std::int64_t
                       const Turn& turn) {
   if (how.rotary->dim() == 0) return;
   const std::int64_t heads = x.cols / width;
-  parallel_for(x.rows, 4 * heads * how.rotary->dim(), [&](std::int64_t t) {
+  parallel_for(x.rows, heads * how.rotary->dim() * work_of_value, [&](std::int64_t t) {
     for (std::int64_t h = 0; h < heads; ++h) turn(t % how.block.length, x.row(t) + h * width + offset);
   });
 }
@@ -57,7 +57,7 @@ void attend_block(const BlockAttention& a) {
 
 void attend_block_backward(const BlockAttention& a, MatrixView<const float> d_out,
                            MatrixView<float> d_queries, MatrixView<float> d_rows) {
-  parallel_for(d_rows.rows, 4 * d_rows.cols,
+  parallel_for(d_rows.rows, d_rows.cols * work_of_value,
                [&](std::int64_t t) { std::fill_n(d_rows.row(t), d_rows.cols, 0.0f); });
   const std::int64_t length = a.block.length;
   std::vector<AttentionGradient> sequences;

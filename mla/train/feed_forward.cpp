@@ -13,8 +13,7 @@ void feed_forward_taped(const TrainedFeedForward& weights, MatrixView<const floa
   const MatrixView<float> hidden = matrix_in(tape.hidden, x.rows, width);
   matmul(x, weights.gate_proj.weight(), compute, gate);
   matmul(x, weights.up_proj.weight(), compute, up);
-  constexpr std::int64_t work_of_silu = 16;
-  parallel_for(x.rows, width * work_of_silu,
+  parallel_for(x.rows, width * work_of_exp,
                [&](std::int64_t t) { leaf_kernels().swiglu(gate.row(t), up.row(t), hidden.row(t), width); });
   matmul(hidden, weights.down_proj.weight(), compute, out);
 }

@@ -51,7 +51,7 @@ void make_rows(const Layer& l, MatrixView<const float> x) {
   matmul(x, l.w.k_proj.weight(), l.how.compute, keys);
   rotate_block(l.how, l.s.head_dim, 0, keys);
   matmul(x, l.w.v_proj.weight(), l.how.compute, values);
-  parallel_for(rows.rows, rows.cols, [&](std::int64_t t) {
+  parallel_for(rows.rows, rows.cols * work_of_value, [&](std::int64_t t) {
     float* row = rows.row(t);
     for (std::int64_t at = 0; at < l.key_width(); at += l.s.head_dim) {
       row = std::copy_n(keys.row(t) + at, l.s.head_dim, row);
@@ -67,7 +67,7 @@ void make_rows_backward(const Layer& l, MatrixView<const float> x, MatrixView<fl
   const MatrixView<float> d_keys = l.in(l.scratch.keys, l.key_width()),
                           d_values = l.in(l.scratch.new_values, l.key_width()),
                           d_rows = l.in(l.scratch.d_rows, 2 * l.key_width());
-  parallel_for(d_rows.rows, d_rows.cols, [&](std::int64_t t) {
+  parallel_for(d_rows.rows, d_rows.cols * work_of_value, [&](std::int64_t t) {
     const float* d_row = d_rows.row(t);
     for (std::int64_t at = 0; at < l.key_width(); at += l.s.head_dim, d_row += 2 * l.s.head_dim) {
       std::copy_n(d_row, l.s.head_dim, d_keys.row(t) + at);

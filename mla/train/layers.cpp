@@ -10,14 +10,6 @@
 #include "mla/kernels/matmul_backward.h"
 
 namespace mla {
-namespace {
-
-/// Multiply-adds that an element of a row costs which is read, multiplied a few times and written.
-constexpr std::int64_t work_of_value = 4;
-/// The same with an exponential.
-constexpr std::int64_t work_of_exp = 16;
-
-}  // namespace
 
 void linear_backward(MatrixView<const float> x, const Trained& weight, MatrixView<const float> d_y,
                      DType compute, LinearScratch& scratch, MatrixView<float> d_x, bool adds) {

@@ -92,7 +92,7 @@ void make_head_rows(const Layer& l) {
   const MatrixView<float> expanded = l.in(l.scratch.expanded, s.num_heads * l.expanded_head());
   matmul(l.c_kv(), l.w.kv_b_proj.weight(), l.how.compute, expanded);
   const MatrixView<float> rows = l.rows(), latents = l.latents();
-  parallel_for(l.tokens(), rows.cols, [&](std::int64_t t) {
+  parallel_for(l.tokens(), rows.cols * work_of_value, [&](std::int64_t t) {
     const float* k_and_v = expanded.row(t);
     float* row = rows.row(t);
     for (std::int64_t h = 0; h < s.num_heads; ++h, k_and_v += l.expanded_head()) {
@@ -108,7 +108,7 @@ void absorb_queries(const Layer& l) {
   const MlaShape& s = l.s;
   const MatrixView<float> rows = l.rows(), latents = l.latents(), queries = l.queries(),
                           absorbed = l.absorbed();
-  parallel_for(l.tokens(), s.num_heads * s.qk_rope_head_dim, [&](std::int64_t t) {
+  parallel_for(l.tokens(), s.num_heads * s.qk_rope_head_dim * work_of_value, [&](std::int64_t t) {
     std::copy_n(latents.row(t) + s.kv_lora_rank, s.qk_rope_head_dim, rows.row(t) + s.kv_lora_rank);
     for (std::int64_t h = 0; h < s.num_heads; ++h)
       std::copy_n(head(queries, h, s.qk_head_dim()).row(t) + s.qk_nope_head_dim, s.qk_rope_head_dim,
@@ -165,7 +165,7 @@ void make_head_rows_backward(const Layer& l) {
   const MatrixView<float> d_rows = l.in(l.scratch.d_rows, s.num_heads * l.head_row());
   const MatrixView<float> d_expanded = l.in(l.scratch.d_expanded, s.num_heads * l.expanded_head());
   const MatrixView<float> d_latents = l.in(l.scratch.d_latents, s.latent_width());
-  parallel_for(l.tokens(), d_rows.cols, [&](std::int64_t t) {
+  parallel_for(l.tokens(), d_rows.cols * work_of_value, [&](std::int64_t t) {
     const float* d_row = d_rows.row(t);
     float* d_k_and_v = d_expanded.row(t);
     float* d_rope = d_latents.row(t) + s.kv_lora_rank;
@@ -196,7 +196,7 @@ void absorb_queries_backward(const Layer& l) {
   const MatrixView<float> d_rows = l.in(l.scratch.d_rows, s.latent_width());
   const MatrixView<float> d_c_kv = l.in(l.scratch.d_c_kv, s.kv_lora_rank);
   const MatrixView<float> d_latents = l.in(l.scratch.d_latents, s.latent_width());
-  parallel_for(l.tokens(), d_absorbed.cols, [&](std::int64_t t) {
+  parallel_for(l.tokens(), d_absorbed.cols * work_of_value, [&](std::int64_t t) {
     for (std::int64_t h = 0; h < s.num_heads; ++h)
       std::copy_n(head(d_absorbed, h, s.latent_width()).row(t) + s.kv_lora_rank, s.qk_rope_head_dim,
                   head(d_queries, h, s.qk_head_dim()).row(t) + s.qk_nope_head_dim);

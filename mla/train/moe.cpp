@@ -45,7 +45,7 @@ void scatter(const MoeConfig& config, MatrixView<const float> d_out, MoeScratch&
   const std::int64_t k = config.experts_per_token, d = d_out.cols;
   const MatrixView<const float> results(forward.out.data(), d_out.rows * k, d);
   const MatrixView<const float> logits(forward.logits.data(), d_out.rows, config.num_experts);
-  parallel_for(d_out.rows, 3 * k * d, [&](std::int64_t t) {
+  parallel_for(d_out.rows, k * d * work_of_value, [&](std::int64_t t) {
     thread_local std::vector<float> d_weights;
     d_weights.resize(static_cast<std::size_t>(k));
     for (std::int64_t i = 0; i < k; ++i) {
@@ -119,7 +119,7 @@ void moe_backward(const MoeConfig& config, const TrainedMoe& weights, MatrixView
                    d_in);
 
   linear_backward(x, weights.gate, d_logits, DType::f32, scratch.linear, d_x);
-  parallel_for(x.rows, k * x.cols, [&](std::int64_t t) {
+  parallel_for(x.rows, k * x.cols * work_of_value, [&](std::int64_t t) {
     for (std::int64_t i = t * k; i < (t + 1) * k; ++i)
       add_scaled(d_in.block(forward.place[i], 1), 1.0, d_x.block(t, 1));
   });

@@ -12,7 +12,8 @@ namespace {
 
 void copy(MatrixView<const float> x, Buffer<float>& to) {
   const MatrixView<float> out = matrix_in(to, x.rows, x.cols);
-  parallel_for(x.rows, 4 * x.cols, [&](std::int64_t t) { std::copy_n(x.row(t), x.cols, out.row(t)); });
+  parallel_for(x.rows, x.cols * work_of_value,
+               [&](std::int64_t t) { std::copy_n(x.row(t), x.cols, out.row(t)); });
 }
 
 /// scale * x, in `memory` unless that is x itself.
@@ -136,7 +137,7 @@ double TrainedTransformer::head_loss(const TrainingBatch& batch, double weight,
   const MatrixView<float> d_stream = matrix_in(m.d_stream, stream.rows, stream.cols);
   const double loss = cross_entropy(normed, tensors_.head, config_.logit_scale, batch.targets, weight,
                                     options.compute, m.cross_entropy, d_normed);
-  parallel_for(d_stream.rows, 4 * d_stream.cols,
+  parallel_for(d_stream.rows, d_stream.cols * work_of_value,
                [&](std::int64_t t) { std::fill_n(d_stream.row(t), d_stream.cols, 0.0f); });
   rms_norm_backward(stream, tensors_.final_norm, config_.norm_epsilon, d_normed, d_stream);
   return loss;
