@@ -9,7 +9,6 @@ DeepSeek-V2-Lite of two layers by transformers beside mla bench model.
 import json
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # its threads must not spin while ours run
 import torch
 import torch.nn.functional as F
 
