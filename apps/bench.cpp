@@ -67,13 +67,6 @@ std::shared_ptr<PagePool> shuffled_pool(const RowLayout& layout, std::int64_t pa
   return pool;
 }
 
-DType bench_type(const std::string& name) {
-  for (const DType type : {DType::f32, DType::bf16, DType::f8_e4m3, DType::i8}) {
-    if (name == mla::name_of(type)) return type;
-  }
-  fail("type: found '{}', expected f32, bf16, fp8 or int8", name);
-}
-
 RandomValues::RandomValues(std::int64_t longest, std::uint32_t seed) : table_(table_values + longest) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;

@@ -84,7 +84,4 @@ Buffer<std::byte> random_weights(DType type, std::int64_t values);
 /// A pool whose free pages lie in shuffled order, so that a cache's neighbouring pages are no neighbours.
 std::shared_ptr<PagePool> shuffled_pool(const RowLayout& layout, std::int64_t page_rows, std::int64_t pages);
 
-/// f32, bf16, fp8 or int8.
-DType bench_type(const std::string& name);
-
 }  // namespace mla::app

@@ -135,7 +135,7 @@ std::vector<Case> cases_of(const AttentionBenchOptions& o) {
           require(shortest >= queries && shortest <= kv,
                   "bench attention: found --shortest {}, expected at least --queries {} and at most --kv {}",
                   shortest, queries, kv);
-          cases.push_back({bench_type(rows), shape, kv, shortest, queries, o.batch, mla, o.cold});
+          cases.push_back({dtype_named(rows, "--rows"), shape, kv, shortest, queries, o.batch, mla, o.cold});
         }
       }
     }

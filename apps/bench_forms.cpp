@@ -44,9 +44,10 @@ class Layer {
  public:
   Layer(const FormsBenchOptions& o, const MlaShape& shape)
       : shape_(shape),
-        compute_(bench_type(o.dtype)),
-        layout_(RowLayout::latent(shape.kv_lora_rank, shape.qk_rope_head_dim,
-                                  bench_type(o.cache_dtype.empty() ? o.dtype : o.cache_dtype))) {
+        compute_(dtype_named(o.dtype, "--dtype")),
+        layout_(RowLayout::latent(
+            shape.kv_lora_rank, shape.qk_rope_head_dim,
+            dtype_named(o.cache_dtype.empty() ? o.dtype : o.cache_dtype, "--cache-dtype"))) {
     const std::int64_t outputs = shape.num_heads * (shape.qk_nope_head_dim + shape.v_head_dim);
     const std::int64_t tokens = *std::ranges::max_element(o.tokens);
     const std::int64_t rows = *std::ranges::max_element(o.cached) + tokens;
@@ -139,7 +140,7 @@ class FormsReport {
  public:
   FormsReport(const FormsBenchOptions& o)
       : options_(o),
-        kernel_(peak_kernel(bench_type(o.dtype))),
+        kernel_(peak_kernel(dtype_named(o.dtype, "--dtype"))),
         ceiling_(peak_operations(kernel_, threads(), {std::clamp(o.bench.seconds / 10, 0.0005, 0.05), 5}) /
                  1e9),
         entries_(ordered_json::array()),
@@ -280,8 +281,9 @@ void bench_forms(const FormsBenchOptions& options) {
   require(config.attention == AttentionKind::latent,
           "bench forms: found --shape {}, expected latent attention", options.shape);
   FormsReport report(options);
-  const DType compute = bench_type(options.dtype);
-  const DType rows = bench_type(options.cache_dtype.empty() ? options.dtype : options.cache_dtype);
+  const DType compute = dtype_named(options.dtype, "--dtype");
+  const DType rows =
+      dtype_named(options.cache_dtype.empty() ? options.dtype : options.cache_dtype, "--cache-dtype");
   // What is to be fitted does not choose what is timed.
   const double each = compute == DType::f32 ? 20 : 5;
   const FormCosts arithmetic{compute, rows, {0, 0, each, 0, each}, {0, 0, each, 0, each}};

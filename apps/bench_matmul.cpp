@@ -62,7 +62,8 @@ void check_matmul_shape(const std::string& text) {
 void bench_matmul(const MatmulBenchOptions& options) {
   Bench bench(options.bench, static_cast<std::int64_t>(options.types.size() * options.shapes.size()));
   for (const std::string& type : options.types) {
-    for (const std::string& shape : options.shapes) run_shape(bench, parse_shape(shape), bench_type(type));
+    for (const std::string& shape : options.shapes)
+      run_shape(bench, parse_shape(shape), dtype_named(type, "--dtype"));
   }
   bench.finish();
 }

@@ -105,11 +105,13 @@ class ModelBench {
  public:
   ModelBench(const ModelBenchOptions& o, const ModelConfig& c)
       : options_(o),
-        type_(bench_type(o.dtype)),
-        layout_(row_layout(c, bench_type(o.cache_dtype.empty() ? o.dtype : o.cache_dtype))) {
-    require(c.attention == AttentionKind::latent || form_of(o.attention) == MlaForm::automatic,
-            "bench model: found --attention {}, expected auto: {} has no latents that could have forms",
-            o.attention, o.shape);
+        type_(dtype_named(o.dtype, "--dtype")),
+        layout_(
+            row_layout(c, dtype_named(o.cache_dtype.empty() ? o.dtype : o.cache_dtype, "--cache-dtype"))) {
+    require(
+        c.attention == AttentionKind::latent || form_named(o.attention, "--attention") == MlaForm::automatic,
+        "bench model: found --attention {}, expected auto: {} has no latents that could have forms",
+        o.attention, o.shape);
     const std::int64_t rows = std::max(o.prompt, *std::ranges::max_element(o.contexts) + 1);
     check_bench_fits(random_model_bytes(c, type_) + c.num_layers * (rows + page_rows) * layout_.bytes());
   }
@@ -125,7 +127,7 @@ class ModelBench {
     const auto call = [&] {
       for (std::int32_t& id : ids) id = next_id(c.vocab_size);
       const MatrixView<float> hidden =
-          model.forward(ids, {form_of(options_.attention), type_}, rotary, cache, scratch);
+          model.forward(ids, {form_named(options_.attention, "--attention"), type_}, rotary, cache, scratch);
       model.logits(hidden.block(hidden.rows - 1, 1), type_, {logits.data(), 1, c.vocab_size});
       cache.truncate(step.context);
     };
@@ -142,10 +144,11 @@ class ModelBench {
 
   nlohmann::ordered_json fields(const Transformer& model, const Step& step) const {
     const ModelConfig& c = model.config();
-    const std::string attention = c.attention == AttentionKind::latent
-                                      ? name_of(model.form_for({form_of(options_.attention), type_},
-                                                               layout_.type(), step.tokens, step.rows()))
-                                      : "heads";
+    const std::string attention =
+        c.attention == AttentionKind::latent
+            ? name_of(model.form_for({form_named(options_.attention, "--attention"), type_}, layout_.type(),
+                                     step.tokens, step.rows()))
+            : "heads";
     return {{"heads", c.num_heads},
             {"queries", step.tokens},
             {"kv", step.rows()},
@@ -182,7 +185,7 @@ void bench_model(const ModelBenchOptions& options) {
   if (options.bench.threads > 0) set_threads(options.bench.threads);
   const ModelConfig config = config_of(options);
   ModelBench steps(options, config);
-  const Transformer model = random_model(config, bench_type(options.dtype));
+  const Transformer model = random_model(config, dtype_named(options.dtype, "--dtype"));
   Bench bench(options.bench, 1 + static_cast<std::int64_t>(options.contexts.size()));
   steps.run(bench, model, {options.prompt, 0});
   for (const std::int64_t context : options.contexts) steps.run(bench, model, {1, context});

@@ -124,7 +124,7 @@ std::vector<PrefillCase> cases_of(const AttentionBenchOptions& o) {
   for (const std::string& rows : o.rows.empty() ? std::vector<std::string>{"bf16"} : o.rows) {
     for (const std::int64_t heads : o.heads.empty() ? std::vector<std::int64_t>{16} : o.heads) {
       for (const Size& size : sizes)
-        cases.push_back(make_case(o, bench_type(rows), heads, size.queries, size.kv));
+        cases.push_back(make_case(o, dtype_named(rows, "--rows"), heads, size.queries, size.kv));
     }
   }
   return cases;

@@ -50,7 +50,7 @@ void bench_train(const TrainBenchOptions& options) {
       o.batch = options.batch;
       o.slice = options.slice;
       o.schedule.total_steps = 1 << 30;
-      o.computing = {form_of(attention), bench_type(type)};
+      o.computing = {form_named(attention, "--attention"), dtype_named(type, "--dtype")};
       Trainer trainer(config, ids, o);
       const double operations = static_cast<double>(tokens) * operations_per_token(config, options.length);
       bench.run({fmt::format("train {} {}, {} x {}", type, attention, options.batch, options.length),

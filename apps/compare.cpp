@@ -34,7 +34,7 @@ std::int64_t steps_of(const CompareOptions& o, const ComparisonOptions& comparis
 ComparisonOptions comparison_options(const CompareOptions& o) {
   ComparisonOptions comparison;
   comparison.seed = o.seed;
-  comparison.compute = o.dtype == "bf16" ? DType::bf16 : DType::f32;
+  comparison.compute = dtype_named(o.dtype, "--dtype");
   comparison.steps = steps_of(o, comparison);
   return comparison;
 }

@@ -32,13 +32,6 @@ void read_in(const Checkpoint& checkpoint) {
   }
 }
 
-DType dtype_of(const std::string& name) {
-  for (const DType type : {DType::f32, DType::bf16, DType::f8_e4m3, DType::i8}) {
-    if (name == mla::name_of(type)) return type;
-  }
-  fail("type: found '{}', expected f32, bf16, fp8 or int8", name);
-}
-
 }  // namespace
 
 fs::path model_directory(const std::string& model) {
@@ -72,16 +65,14 @@ Transformer load_model(const ModelOptions& options) {
 SessionOptions session_options(const ModelOptions& options, const Transformer& model,
                                std::int64_t max_tokens) {
   SessionOptions session;
-  session.form = form_of(options.attention);
+  session.form = form_named(options.attention, "--attention");
   const ModelConfig& config = model.config();
   require(session.form == MlaForm::automatic || config.attention == AttentionKind::latent,
           "--attention: found {}, expected auto: {} models have no latents that could have forms",
           options.attention, attention_name(config));
-  const DType stored = model.weights().embedding.dtype;
-  session.compute = !options.dtype.empty() ? dtype_of(options.dtype)
-                    : stored == DType::f32 ? DType::f32
-                                           : DType::bf16;
-  session.cache_type = options.cache_dtype.empty() ? session.compute : dtype_of(options.cache_dtype);
+  session.compute = options.dtype.empty() ? model.default_compute() : dtype_named(options.dtype, "--dtype");
+  session.cache_type =
+      options.cache_dtype.empty() ? session.compute : dtype_named(options.cache_dtype, "--cache-dtype");
   const bool is_latent_type = session.cache_type == DType::f8_e4m3 || session.cache_type == DType::i8;
   require(!is_latent_type || config.attention == AttentionKind::latent,
           "--cache-dtype: found {}, expected f32 or bf16: {} models have no latents to be kept so",
@@ -116,14 +107,6 @@ std::vector<std::int32_t> input_ids(const InputOptions& input, const std::string
   std::string text = input.text.value_or(otherwise);
   if (text == "-") text.assign(std::istreambuf_iterator<char>(std::cin), {});
   return tokenizer->encode_prompt(text);
-}
-
-MlaForm form_of(const std::string& name) {
-  return name == "explicit" ? MlaForm::decompress : name == "absorbed" ? MlaForm::absorb : MlaForm::automatic;
-}
-
-const char* name_of(MlaForm form) {
-  return form == MlaForm::decompress ? "explicit" : "absorbed";
 }
 
 }  // namespace mla::app

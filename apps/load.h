@@ -32,10 +32,4 @@ std::vector<std::int32_t> input_ids(const InputOptions& input, const std::string
                                     const std::filesystem::path& directory,
                                     std::optional<Tokenizer>& tokenizer);
 
-/// auto, explicit or absorbed.
-MlaForm form_of(const std::string& name);
-
-/// "explicit" or "absorbed".
-const char* name_of(MlaForm form);
-
 }  // namespace mla::app

@@ -30,7 +30,7 @@ RunOptions run_options(const TrainOptions& o) {
   run.trainer.schedule = usual_schedule(o.learning_rate, o.steps);
   run.trainer.adamw.weight_decay = o.weight_decay;
   run.trainer.seed = o.seed;
-  run.trainer.computing.compute = o.dtype == "bf16" ? DType::bf16 : DType::f32;
+  run.trainer.computing.compute = dtype_named(o.dtype, "--dtype");
   run.trainer.computing.form = o.attention == "absorbed" ? MlaForm::absorb : MlaForm::decompress;
   return run;
 }

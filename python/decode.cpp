@@ -1,10 +1,10 @@
 // Dense decoding over a paged cache (FlashMLA's flash_mla_with_kvcache without indices).
-#include <cstring>
 #include <vector>
 
 #include "mla/attention/attention.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/kernels/leaf.h"
 #include "python/arrays.h"
 #include "python/bindings.h"
 
@@ -71,15 +71,10 @@ std::vector<const std::byte*> widen(const Pages& pages, std::int64_t batch, std:
   for (std::int64_t b = 0; b < batch; ++b) {
     const KvView view = pages.view(b);
     starts.push_back(reinterpret_cast<const std::byte*>(out));
-    parallel_for(view.length, heads * d, [&](std::int64_t r) {
-      for (std::int64_t h = 0; h < heads; ++h) {
-        const std::byte* from = view.row(r) + h * view.head_bytes;
-        for (std::int64_t i = 0; i < d; ++i) {
-          std::uint16_t half;
-          std::memcpy(&half, from + 2 * i, sizeof half);
-          out[(r * heads + h) * d + i] = f16_to_float(half);
-        }
-      }
+    parallel_for(view.length, heads * d * work_of_value, [&](std::int64_t r) {
+      for (std::int64_t h = 0; h < heads; ++h)
+        leaf_kernels().f16_to_f32(reinterpret_cast<const std::uint16_t*>(view.row(r) + h * view.head_bytes),
+                                  out + (r * heads + h) * d, d);
     });
     out += view.length * heads * d;
   }

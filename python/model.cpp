@@ -30,20 +30,6 @@ Values array_of(std::unique_ptr<float[]> values, std::initializer_list<std::size
   return Values(data, shape, nb::capsule(data, [](void* p) noexcept { delete[] static_cast<float*>(p); }));
 }
 
-DType type_of(const char* argument, const std::string& name) {
-  for (const DType type : {DType::f32, DType::bf16, DType::f8_e4m3, DType::i8}) {
-    if (name == name_of(type)) return type;
-  }
-  fail("{}: found '{}', expected f32, bf16, fp8 or int8", argument, name);
-}
-
-MlaForm form_of(const std::string& name) {
-  if (name == "auto") return MlaForm::automatic;
-  if (name == "explicit") return MlaForm::decompress;
-  require(name == "absorbed", "attention: found '{}', expected auto, explicit or absorbed", name);
-  return MlaForm::absorb;
-}
-
 /// A model and its tokenizer, if the directory has one.
 struct Model {
   fs::path directory;
@@ -61,12 +47,11 @@ struct Model {
   SessionOptions options(const std::string& attention, const std::string& dtype,
                          const std::string& cache_dtype, std::int64_t max_tokens) const {
     SessionOptions o;
-    o.form = form_of(attention);
-    const bool is_f32 = transformer.weights().embedding.dtype == DType::f32;
-    o.compute = dtype.empty() ? (is_f32 ? DType::f32 : DType::bf16) : type_of("dtype", dtype);
+    o.form = form_named(attention, "attention");
+    o.compute = dtype.empty() ? transformer.default_compute() : dtype_named(dtype, "dtype");
     require(o.compute == DType::f32 || o.compute == DType::bf16, "dtype: found '{}', expected f32 or bf16",
             dtype);
-    o.cache_type = cache_dtype.empty() ? o.compute : type_of("cache_dtype", cache_dtype);
+    o.cache_type = cache_dtype.empty() ? o.compute : dtype_named(cache_dtype, "cache_dtype");
     o.max_tokens = max_tokens;
     return o;
   }

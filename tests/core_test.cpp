@@ -31,6 +31,13 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != text.npos;
 }
 
+TEST(DTypeTest, NamesAreReadBack) {
+  for (const DType type : {DType::f32, DType::bf16, DType::f8_e4m3, DType::i8})
+    EXPECT_EQ(dtype_named(name_of(type), "type"), type);
+  EXPECT_EQ(error_of([] { dtype_named("f64", "--dtype"); }),
+            "--dtype: found 'f64', expected f32, bf16, fp8 or int8");
+}
+
 TEST(DTypeTest, EveryF16Code) {
   for (unsigned code = 0; code < 65536; ++code) {
     const float found = f16_to_float(static_cast<std::uint16_t>(code));

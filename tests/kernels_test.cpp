@@ -151,6 +151,22 @@ TEST_P(LeafTest, F32ToBf16RoundsToNearestEven) {
   }
 }
 
+TEST_P(LeafTest, F16ToF32IsExact) {
+  for (const std::int64_t n : {0, 1, 7, 17, 65536}) {
+    Edge<std::uint16_t> x(n);
+    for (std::int64_t i = 0; i < n; ++i) x[i] = static_cast<std::uint16_t>(n == 65536 ? i : 4099 * i + n);
+    Edge<float> out(n);
+    leaf.f16_to_f32(x.data(), out.data(), n);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float value = f16_to_float(x[i]);
+      if (std::isnan(value))
+        EXPECT_TRUE(std::isnan(out[i])) << i;
+      else
+        EXPECT_EQ(std::bit_cast<std::uint32_t>(out[i]), std::bit_cast<std::uint32_t>(value)) << x[i];
+    }
+  }
+}
+
 TEST_P(LeafTest, F8ToF32IsExact) {
   for (const float scale : {1.0f, 0x1p-12f, 0.3f}) {
     for (const std::int64_t n : {0, 1, 7, 17, 256}) {

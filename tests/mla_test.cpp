@@ -82,6 +82,13 @@ TEST(MlaTest, BothFormsAreThePapersFormulas) {
   }
 }
 
+TEST(MlaTest, FormsAreReadByTheirNames) {
+  for (const MlaForm form : {MlaForm::automatic, MlaForm::decompress, MlaForm::absorb})
+    EXPECT_EQ(form_named(name_of(form), "form"), form);
+  EXPECT_EQ(test::error_of([] { form_named("folded", "--attention"); }),
+            "--attention: found 'folded', expected auto, explicit or absorbed");
+}
+
 TEST(MlaTest, LongPastCrossesTheParts) {
   Random random(2);
   const Layer layer(all_sizes[1], random);

@@ -14,10 +14,6 @@ using test::Reference;
 
 constexpr MlaForm all_forms[] = {MlaForm::decompress, MlaForm::absorb, MlaForm::automatic};
 
-const char* name_of(MlaForm form) {
-  return form == MlaForm::decompress ? "explicit" : form == MlaForm::absorb ? "absorbed" : "auto";
-}
-
 SessionOptions options(MlaForm form, std::int64_t chunk, DType type = DType::f32) {
   SessionOptions o;
   o.form = form;

@@ -129,6 +129,25 @@ void attend_decompressed(const MlaShape& s, const MlaWeights& w, const MlaCall& 
 
 }  // namespace
 
+const char* name_of(MlaForm form) {
+  switch (form) {
+    case MlaForm::automatic:
+      return "auto";
+    case MlaForm::decompress:
+      return "explicit";
+    case MlaForm::absorb:
+      return "absorbed";
+  }
+  return "?";
+}
+
+MlaForm form_named(std::string_view name, std::string_view field) {
+  for (const MlaForm form : {MlaForm::automatic, MlaForm::decompress, MlaForm::absorb}) {
+    if (name == name_of(form)) return form;
+  }
+  fail("{}: found '{}', expected auto, explicit or absorbed", field, name);
+}
+
 Weight MlaWeights::w_uk(const MlaShape& s, std::int64_t h) const {
   return kv_b_proj.row_block(h * (s.qk_nope_head_dim + s.v_head_dim), s.qk_nope_head_dim);
 }

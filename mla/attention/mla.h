@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "mla/cache/kv_cache.h"
 #include "mla/core/tensor.h"
@@ -17,6 +18,12 @@ enum class MlaForm {
   absorb,  ///< absorbed: W_UK goes into the query and W_UV behind the sum; attention runs over the latents
            ///< themselves
 };
+
+/// "auto", "explicit" or "absorbed".
+const char* name_of(MlaForm form);
+
+/// The form of that name. Throws Error naming `field`.
+MlaForm form_named(std::string_view name, std::string_view field);
 
 /// Sizes of one MLA layer, in the names of design and paper.
 struct MlaShape {

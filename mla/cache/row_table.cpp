@@ -44,12 +44,7 @@ void RowTable::read(std::int64_t row, std::byte* values, const LeafKernels& leaf
       std::memcpy(values, from, static_cast<std::size_t>(width * size_of(value_type())));
       return;
     case RowFormat::f16:
-      for (std::int64_t i = 0; i < width; ++i) {
-        std::uint16_t half;
-        std::memcpy(&half, from + 2 * i, sizeof half);
-        const float value = f16_to_float(half);
-        std::memcpy(values + 4 * i, &value, sizeof value);
-      }
+      leaf.f16_to_f32(reinterpret_cast<const std::uint16_t*>(from), reinterpret_cast<float*>(values), width);
       return;
     case RowFormat::fp8_656:
       return read_656(from, values, leaf);

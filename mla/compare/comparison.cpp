@@ -54,7 +54,7 @@ ComparisonOptions options_from(const nlohmann::json& json, const std::string& so
   const nlohmann::json& seed = f.need("seed", "a whole number");
   if (!seed.is_number_unsigned()) f.refuse("seed", "a whole number");
   o.seed = seed.get<std::uint64_t>();
-  o.compute = f.word("dtype", {"f32", "bf16"}) == "bf16" ? DType::bf16 : DType::f32;
+  o.compute = dtype_named(f.word("dtype", {"f32", "bf16"}), "dtype");
   return o;
 }
 

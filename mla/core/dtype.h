@@ -1,6 +1,7 @@
 #pragma once
 #include <bit>
 #include <cstdint>
+#include <string_view>
 
 namespace mla {
 
@@ -38,6 +39,10 @@ constexpr const char* name_of(DType type) {
   }
   return "?";
 }
+
+/// The type of that name: "f32", "bf16", "fp8" or "int8", what products and caches may be made of. Throws
+/// Error naming `field`.
+DType dtype_named(std::string_view name, std::string_view field);
 
 /// bfloat16: the upper half of a float.
 struct bf16 {

@@ -26,6 +26,8 @@ struct LeafKernels {
   void (*bf16_to_f32)(const bf16* x, float* out, std::int64_t n);
   /// bf16 from f32, to nearest, ties to even; a NaN stays a NaN.
   void (*f32_to_bf16)(const float* x, bf16* out, std::int64_t n);
+  /// f32 from f16 (exact); a NaN stays a NaN.
+  void (*f16_to_f32)(const std::uint16_t* x, float* out, std::int64_t n);
   /// The value of an e4m3 code times `scale`, in f32.
   void (*f8_to_f32)(const std::uint8_t* codes, float scale, float* out, std::int64_t n);
   /// sum of a[i] * b[i].

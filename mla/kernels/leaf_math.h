@@ -169,6 +169,18 @@ void softmax(const float* x, float scale, ExpSum all, float factor, float* out, 
   }
 }
 
+/// The values of f16_to_float, without branches, so that the compiler makes vectors of the loop.
+void f16_to_f32(const std::uint16_t* x, float* out, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t half = x[i], size = (half & 0x7fffu) << 13;
+    const float subnormal = __builtin_bit_cast(float, size | (113u << 23)) - 0x1p-14f;
+    std::uint32_t bits =
+        (half & 0x7c00u) == 0 ? __builtin_bit_cast(std::uint32_t, subnormal) : size + (112u << 23);
+    bits = (half & 0x7c00u) == 0x7c00u ? size + (224u << 23) : bits;
+    out[i] = __builtin_bit_cast(float, bits | (half & 0x8000u) << 16);
+  }
+}
+
 /// The values of f8_e4m3_to_float, without branches, so that the compiler makes vectors of the loop.
 void f8_to_f32(const std::uint8_t* codes, float scale, float* out, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) {
@@ -182,8 +194,9 @@ void f8_to_f32(const std::uint8_t* codes, float scale, float* out, std::int64_t 
 }
 
 constexpr LeafKernels make_kernels(Isa isa) {
-  return {isa, rms_norm,          swiglu,          add_scaled, bf16_to_f32, f32_to_bf16, f8_to_f32,
-          dot, rms_norm_backward, swiglu_backward, exp_sum,    softmax};
+  return {isa,        rms_norm,  swiglu, add_scaled,        bf16_to_f32,     f32_to_bf16,
+          f16_to_f32, f8_to_f32, dot,    rms_norm_backward, swiglu_backward, exp_sum,
+          softmax};
 }
 
 }  // namespace

@@ -55,8 +55,7 @@ void read_part(const Weight& w, std::int64_t row, std::int64_t begin, std::int64
       leaf_kernels().bf16_to_f32(reinterpret_cast<const bf16*>(data), out, count);
       return;
     case DType::f16:
-      for (std::int64_t c = 0; c < count; ++c)
-        out[c] = f16_to_float(reinterpret_cast<const std::uint16_t*>(data)[c]);
+      leaf_kernels().f16_to_f32(reinterpret_cast<const std::uint16_t*>(data), out, count);
       return;
     case DType::f8_e4m3:
       read_fp8(w, row, begin, count, out);

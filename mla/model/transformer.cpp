@@ -41,6 +41,10 @@ Transformer Transformer::in_memory(ModelConfig config, ModelWeights weights, Buf
   return model;
 }
 
+DType Transformer::default_compute() const {
+  return weights_.embedding.dtype == DType::f32 ? DType::f32 : DType::bf16;
+}
+
 std::shared_ptr<PagePool> Transformer::make_pool(DType type, std::int64_t page_rows,
                                                  std::int64_t max_pages) const {
   return std::make_shared<PagePool>(row_layout(config_, type), config_.num_layers, page_rows, max_pages);

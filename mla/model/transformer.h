@@ -53,6 +53,9 @@ class Transformer {
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   const ModelWeights& weights() const { return weights_; }
 
+  /// What its products are made of unless someone asks otherwise: f32 if the weights are f32, else bf16.
+  DType default_compute() const;
+
   /// A pool for this model's rows, kept as `type`; at most `max_pages` pages. Throws Error as row_layout
   /// does.
   std::shared_ptr<PagePool> make_pool(DType type, std::int64_t page_rows, std::int64_t max_pages) const;

@@ -85,7 +85,7 @@ RunOptions options_from(const nlohmann::json& json, const std::string& source) {
   const nlohmann::json& seed = f.need("seed", "a whole number");
   if (!seed.is_number_unsigned()) f.refuse("seed", "a whole number");
   o.trainer.seed = seed.get<std::uint64_t>();
-  o.trainer.computing.compute = f.word("dtype", {"f32", "bf16"}) == "bf16" ? DType::bf16 : DType::f32;
+  o.trainer.computing.compute = dtype_named(f.word("dtype", {"f32", "bf16"}), "dtype");
   o.trainer.computing.form =
       f.word("attention", {"explicit", "absorbed"}) == "absorbed" ? MlaForm::absorb : MlaForm::decompress;
   o.held_back = f.number_above("held_back", 0);
