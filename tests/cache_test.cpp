@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <list>
 #include <set>
@@ -99,6 +100,34 @@ TEST(PagePoolTest, CountsReferencesAndReusesPages) {
   EXPECT_NE(error_of([] { PagePool(RowLayout::latent(4, 2, DType::f32), 1, 5, -1); }), "");
   PagePool none(RowLayout::latent(4, 2, DType::f32), 1, 5, 0);
   EXPECT_NE(error_of([&] { none.take(); }), "");
+}
+
+TEST(PagePoolTest, RowsOfWholeKibibytesLieALineFurtherApart) {
+  auto pool = std::make_shared<PagePool>(RowLayout::heads(2, 64, 64, DType::f32), 2, 3, 4);
+  EXPECT_EQ(pool->row_stride(), 1024 + 64);
+  EXPECT_EQ(pool->page_bytes(), 2 * 3 * (1024 + 64));
+  KvCache cache(pool);
+  cache.extend(7);
+  std::vector<float> values(256);
+  const auto fill = [&](std::int64_t layer, std::int64_t t) {
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(1000 * layer + 100 * t) + static_cast<float>(i);
+  };
+  for (std::int64_t layer = 0; layer < 2; ++layer) {
+    for (std::int64_t t = 0; t < 7; ++t) {
+      fill(layer, t);
+      cache.write(layer, t, values.data());
+    }
+  }
+  for (std::int64_t layer = 0; layer < 2; ++layer) {
+    const KvView view = cache.view(layer);
+    EXPECT_EQ(view.row_bytes, pool->row_stride());
+    EXPECT_EQ(view.head_bytes, 512);
+    for (std::int64_t t = 0; t < 7; ++t) {
+      fill(layer, t);
+      EXPECT_EQ(std::memcmp(view.row(t), values.data(), 1024), 0) << layer << ' ' << t;
+    }
+  }
 }
 
 /// A cache and what it should hold: for each token, one number that all its values are made of.

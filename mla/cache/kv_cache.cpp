@@ -68,14 +68,13 @@ void KvCache::extend(std::int64_t count) {
 void KvCache::write(std::int64_t layer, std::int64_t position, const float* values) {
   const std::int64_t rows = pool_->page_rows();
   std::byte* page = pool_->data(table_[position / rows]);
-  pool_->layout().write(values,
-                        page + layer * pool_->layer_bytes() + position % rows * pool_->layout().bytes());
+  pool_->layout().write(values, page + layer * pool_->layer_bytes() + position % rows * pool_->row_stride());
 }
 
 KvView KvCache::view(std::int64_t layer) const {
   const RowLayout& layout = pool_->layout();
   return {layout.type(),       bytes_.data(),         layer * pool_->layer_bytes(),
-          pool_->page_rows(),  layout.bytes(),        length_,
+          pool_->page_rows(),  pool_->row_stride(),   length_,
           layout.key_offset(), layout.value_offset(), layout.head_bytes()};
 }
 

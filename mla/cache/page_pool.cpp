@@ -6,9 +6,22 @@
 #include "mla/core/error.h"
 
 namespace mla {
+namespace {
+
+/// Rows of whole KiB would crowd into a few sets of a cache: there they lie a line further apart.
+std::int64_t stride_of(std::int64_t row_bytes) {
+  constexpr std::int64_t line = 64, crowded = 1024;
+  return row_bytes % crowded == 0 ? row_bytes + line : row_bytes;
+}
+
+}  // namespace
 
 PagePool::PagePool(RowLayout layout, std::int64_t num_layers, std::int64_t page_rows, std::int64_t max_pages)
-    : layout_(layout), num_layers_(num_layers), page_rows_(page_rows), max_pages_(max_pages) {
+    : layout_(layout),
+      row_stride_(stride_of(layout.bytes())),
+      num_layers_(num_layers),
+      page_rows_(page_rows),
+      max_pages_(max_pages) {
   require(num_layers >= 1 && page_rows >= 1 && max_pages >= 0,
           "page pool: found {} layers, {} rows a page, {} pages, expected at least 1, 1 and 0", num_layers,
           page_rows, max_pages);

@@ -9,8 +9,9 @@
 namespace mla {
 
 /// Fixed-size pages that conversations keep their rows in. A page holds `page_rows` tokens of all layers:
-/// [layer][slot][row bytes]. Pages are counted references: conversations that share a prefix share its pages.
-/// Not thread-safe: one thread takes and drops pages, any number may read rows meanwhile. (Chapter 3.4.2.)
+/// [layer][slot][row_stride()]. Pages are counted references: conversations that share a prefix share its
+/// pages. Not thread-safe: one thread takes and drops pages, any number may read rows meanwhile.
+/// (Chapter 3.4.2.)
 class PagePool {
  public:
   /// At most `max_pages` pages at a time; memory is taken as they are first needed and kept for reuse.
@@ -20,7 +21,8 @@ class PagePool {
   std::int64_t num_layers() const { return num_layers_; }
   std::int64_t page_rows() const { return page_rows_; }
   std::int64_t page_bytes() const { return num_layers_ * layer_bytes(); }
-  std::int64_t layer_bytes() const { return page_rows_ * layout_.bytes(); }
+  std::int64_t row_stride() const { return row_stride_; }  ///< bytes from one slot to the next
+  std::int64_t layer_bytes() const { return page_rows_ * row_stride_; }
   std::int64_t pages_in_use() const { return in_use_; }
   /// Bytes that the pages in use hold.
   std::int64_t bytes_in_use() const { return in_use_ * page_bytes(); }
@@ -40,6 +42,7 @@ class PagePool {
   void grow();
 
   RowLayout layout_;
+  std::int64_t row_stride_;
   std::int64_t num_layers_;
   std::int64_t page_rows_;
   std::int64_t max_pages_;
