@@ -3,14 +3,15 @@
 
     python tests/python/flashmla_suite.py FLASHMLA_DIR [--only dense,sparse-decode,sparse-prefill,fmha] [--every N] [--limit GFLOP]
 
---every N takes each N-th case, --limit leaves cases of more work out; counts of what passed and of what was left out are
-printed. Their timing of GPU kernels is left out: cases meant for it are checked as the others where they check anything.
+--every N takes each N-th case, --first N begins with the N-th, --limit leaves cases of more work out; counts of what passed and
+of what was left out are printed, also if it is ended before (SIGTERM). Their timing of GPU kernels is left out: cases meant for it are checked as the others where they check anything.
 """
 import argparse
 import contextlib
 import dataclasses
 import io
 import os
+import signal
 import sys
 import time
 import traceback
@@ -55,6 +56,14 @@ def work(name, arguments):
     return batch * p.s_q * p.h_q * (p.topk + extra) * 1088 / 1e9 + batch * p.s_kv * 576 * (64 if p.decode else 1) / 1e9
 
 
+class Ended(BaseException):
+    """SIGTERM came."""
+
+
+def end(*_):
+    raise Ended
+
+
 class Suite:
     def __init__(self, name, folder, options):
         self.name, self.options = name, options
@@ -66,7 +75,7 @@ class Suite:
         """Their function of one case, counted."""
         def run(*arguments):
             index = self.passed + self.failed + self.left_out
-            if index % self.options.every or work(self.name, arguments) > self.options.limit:
+            if index < self.options.first or index % self.options.every or work(self.name, arguments) > self.options.limit:
                 self.left_out += 1
                 return self.verdict(True)
             if self.name == "dense":
@@ -105,9 +114,14 @@ class Suite:
             if function in self.module:
                 self.module[function] = self.case(self.module[function])
         sys.argv = sys.argv[:1]
-        with contextlib.redirect_stdout(io.StringIO()) if not self.options.verbose else contextlib.nullcontext():
-            exec(compile("if '__main__' ==" + main, FILES[self.name], "exec"), self.module)
-        print(f"{self.name}: {self.passed} passed, {self.failed} failed, {self.left_out} left out, {time.time() - start:.0f} s", flush=True)
+        ended = ""
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) if not self.options.verbose else contextlib.nullcontext():
+                exec(compile("if '__main__' ==" + main, FILES[self.name], "exec"), self.module)
+        except Ended:
+            ended = f", ended before case {self.passed + self.failed + self.left_out}"
+        print(f"{self.name}: {self.passed} passed, {self.failed} failed, {self.left_out} left out, "
+              f"{time.time() - start:.0f} s{ended}", flush=True)
         return self.failed
 
 
@@ -116,12 +130,14 @@ def main():
     parser.add_argument("checkout")
     parser.add_argument("--only", default=",".join(FILES))
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--limit", type=float, default=1e9)
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     folder = os.path.join(options.checkout, "tests")
     sys.path.insert(0, folder)
     without_a_gpu()
+    signal.signal(signal.SIGTERM, end)
     sys.exit(1 if sum(Suite(name, folder, options).run() for name in options.only.split(",")) else 0)
 
 
