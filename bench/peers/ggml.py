@@ -145,7 +145,7 @@ def decode(compare, ggml):
 def prefill(compare, ggml):
     for new, cached in ((512, 0), (2048, 0), (256, 8192)):
         rows = new + cached
-        compare.run(["attention", "--rows", "bf16", "--variant", "gqa", "--heads", 16, "--kv-heads", 16, "--d-qk", 192,
+        compare.run(["attention", "--op", "prefill", "--variant", "gqa", "--heads", 16, "--kv-heads", 16, "--d-qk", 192,
                      "--d-v", 128, "--queries", new, "--kv", rows],
                     peers(ggml, compare.options, 16, 16, new, rows, 192, 128, False))
 

@@ -51,7 +51,7 @@ def prefill(compare):
         q, k, v = random(1, 16, new, 192), random(1, 16, rows, 192), random(1, 16, rows, 128)
         mask = torch.full((new, rows), float("-inf")).triu(cached + 1).bfloat16()
         sdpa_call = sdpa(q, k, v, mask=mask) if cached else sdpa(q, k, v, causal=True)
-        compare.run(["attention", "--rows", "bf16", "--variant", "gqa", "--heads", 16, "--kv-heads", 16, "--d-qk", 192,
+        compare.run(["attention", "--op", "prefill", "--variant", "gqa", "--heads", 16, "--kv-heads", 16, "--d-qk", 192,
                      "--d-v", 128, "--queries", new, "--kv", rows],
                     {"torch sdpa": sdpa_call, "torch two products": two_products(q, k, v, mask)})
 

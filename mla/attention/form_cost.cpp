@@ -14,10 +14,10 @@ namespace {
 // Measured with two threads of a Zen 4 (AVX-512 with bf16), V3's widths, 8 to 128 heads: bench/fit_forms
 // writes these lines. Only ratios within a line count.
 constexpr FormCosts table[] = {
-    {DType::bf16, DType::bf16, {0, 83.78, 4.281, 0, 5.347}, {0, 37.88, 7.787, 6.265, 4.71}},
-    {DType::f32, DType::bf16, {0, 48.62, 9.994, 0, 25.32}, {0, 47.42, 12.14, 2.409, 4.916}},
-    {DType::bf16, DType::f32, {0, 92.59, 4.362, 0, 5.795}, {0, 40.17, 9.391, 15.46, 9.405}},
-    {DType::f32, DType::f32, {0, 48.85, 10.51, 0, 24.54}, {0, 49.83, 14.44, 19, 9.312}},
+    {DType::bf16, DType::bf16, {0, 42.7, 4.72, 0, 4.838}, {0, 31.22, 7.421, 12.9, 5.18}},
+    {DType::f32, DType::bf16, {0, 49.64, 12.3, 0, 26.89}, {0, 48.05, 15.89, 1.285, 5.437}},
+    {DType::bf16, DType::f32, {0, 50.98, 5.393, 0, 5.249}, {0, 43.3, 11.67, 25, 10.45}},
+    {DType::f32, DType::f32, {0, 54.35, 11.07, 0, 26.44}, {0, 55.66, 16.12, 23.35, 9.824}},
 };
 
 bool has_pairs() {

@@ -185,7 +185,8 @@ class Prefill {
     const std::int64_t size =
         source_.in_place() ? 1 : std::clamp(shape_.h_q / threads(), std::int64_t{1}, heads_at_once);
     const std::int64_t groups = (shape_.h_q + size - 1) / size, alone = groups / threads() * threads();
-    const std::int64_t work = size * length_ * queries_.tokens * (shape_.d_qk + shape_.d_v) / 2;
+    const std::int64_t work = size * (length_ * queries_.tokens * (shape_.d_qk + shape_.d_v) / 2 +
+                                      source_.weight_values() * (length_ + work_of_value));
     const auto group = [&](std::int64_t g) {
       attend_heads(g * size, std::min(size, shape_.h_q - g * size), thread_memory());
     };
