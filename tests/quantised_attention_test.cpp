@@ -6,48 +6,20 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
-#include <tuple>
 
 #include "mla/attention/attention.h"
-#include "mla/core/json.h"
-#include "mla/core/mapped_file.h"
-#include "mla/model/transformer.h"
 #include "support/attention_problem.h"
+#include "support/latent_pages.h"
 #include "support/oracle.h"
-#include "support/reference.h"
 
 namespace mla {
 namespace {
 
+using test::LatentPages;
 using test::Random;
 using test::Result;
 
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-
-/// Rows written page by page, 0xff wherever no row is.
-class Pages {
- public:
-  Pages(const RowLayout& layout, const std::vector<float>& values, std::int64_t length,
-        std::int64_t page_rows) {
-    const std::int64_t count = (length + page_rows - 1) / page_rows;
-    memory_.resize(static_cast<std::size_t>(count));
-    for (std::int64_t i = count; i-- > 0;) {
-      memory_[i].assign(static_cast<std::size_t>(page_rows * layout.bytes() + 4), std::byte{0xff});
-    }
-    for (auto& page : memory_) table_.push_back(page.data() + 4);
-    view_ = {layout.type(), table_.data(), 0, page_rows, layout.bytes(), length, 0, 0, layout.head_bytes()};
-    for (std::int64_t r = 0; r < length; ++r)
-      layout.write(values.data() + r * layout.values(), const_cast<std::byte*>(view_.row(r)));
-  }
-  Pages(const Pages&) = delete;
-  const KvView& view() const { return view_; }
-
- private:
-  std::vector<std::vector<std::byte>> memory_;
-  std::vector<const std::byte*> table_;
-  KvView view_;
-};
 
 struct Problem {
   AttentionShape shape;
@@ -112,7 +84,7 @@ Errors errors_of(const test::AttentionAnswer& expected, const Result& found) {
 void check_as_bf16(const Problem& p, const KvView& view, const Result& found, const LeafKernels& leaf,
                    const std::string& where) {
   const RowLayout layout = RowLayout::latent(p.shape.d_v, p.shape.d_qk - p.shape.d_v, DType::bf16);
-  const Pages decoded(layout, p.decoded(view).data, p.length, 64);
+  const LatentPages decoded(layout, p.decoded(view).data, p.length, 64);
   EXPECT_EQ(p.run(decoded.view(), leaf), found) << where;
 }
 
@@ -190,7 +162,7 @@ void check_products_of_bytes(const Problem& p, const test::PlainRows& rows, cons
 }
 
 void check_all_isas(const Problem& p, std::int64_t page_rows, bool only_base_two = false) {
-  const Pages pages(p.layout, p.rows, p.length, page_rows);
+  const LatentPages pages(p.layout, p.rows, p.length, page_rows);
   const test::PlainRows rows = p.decoded(pages.view());
   const auto expected = test::plain_attention(p.shape, p.query_view(), rows);
   for (const Isa isa : test::supported_isas()) {
@@ -249,7 +221,7 @@ TEST(QuantisedAttentionTest, QueriesThatSeeNothingGiveZeroAndInfinity) {
   for (const DType type : types) {
     for (const std::int64_t length : {0, 1, 3}) {
       const Problem p(4, 5, 3, 5, length, type, random);
-      const Pages pages(p.layout, p.rows, length, 3);
+      const LatentPages pages(p.layout, p.rows, length, 3);
       for (const Isa isa : test::supported_isas()) {
         const Result r = p.run(pages.view(), leaf_kernels(isa));
         for (std::int64_t t = 0; t < 5; ++t) {
@@ -274,9 +246,9 @@ TEST(QuantisedAttentionTest, NanShowsWhereItIsSeenAndNowhereElse) {
         for (const std::int64_t length : {5, 64, 65, 258, 514}) {
           const std::int64_t heads = 17;
           Problem p(heads, d_c, d_r, 5, length, type, random);
-          const Pages clean(p.layout, p.rows, length, 3);
+          const LatentPages clean(p.layout, p.rows, length, 3);
           p.rows[(length - 4) * p.shape.d_qk + column] = nan;
-          const Pages poisoned(p.layout, p.rows, length, 3);
+          const LatentPages poisoned(p.layout, p.rows, length, 3);
           for (const Isa isa : test::supported_isas()) {
             const Result a = p.run(clean.view(), leaf_kernels(isa)),
                          b = p.run(poisoned.view(), leaf_kernels(isa));
@@ -336,12 +308,12 @@ class QuantisedAttentionBitsTest : public testing::Test {
 
 TEST_F(QuantisedAttentionBitsTest, SameAtAnyPageSizeThreadCountAndRepeat) {
   for (const Problem& p : problems()) {
-    const Pages reference(p.layout, p.rows, p.length, 64);
+    const LatentPages reference(p.layout, p.rows, p.length, 64);
     for (const Isa isa : test::supported_isas()) {
       set_threads(1);
       const Result expected = p.run(reference.view(), leaf_kernels(isa));
       for (const std::int64_t page_rows : {1, 3, 64, 1000}) {
-        const Pages pages(p.layout, p.rows, p.length, page_rows);
+        const LatentPages pages(p.layout, p.rows, p.length, page_rows);
         for (const int count : {1, 2, 3}) {
           set_threads(count);
           EXPECT_EQ(expected, p.run(pages.view(), leaf_kernels(isa)))
@@ -354,7 +326,7 @@ TEST_F(QuantisedAttentionBitsTest, SameAtAnyPageSizeThreadCountAndRepeat) {
 
 TEST_F(QuantisedAttentionBitsTest, SameAloneAsInABatch) {
   for (const Problem& p : problems()) {
-    const Pages whole(p.layout, p.rows, p.length, 64);
+    const LatentPages whole(p.layout, p.rows, p.length, 64);
     for (const Isa isa : test::supported_isas()) {
       const Result batch = p.run(whole.view(), leaf_kernels(isa));
       for (std::int64_t t = 0; t < p.tokens; ++t) {
@@ -375,7 +347,7 @@ TEST(QuantisedAttentionTest, RefusesShapesThatAreNotItsLatents) {
   Random random(8);
   for (const DType type : types) {
     const Problem p(4, 8, 4, 1, 5, type, random);
-    const Pages pages(p.layout, p.rows, 5, 3);
+    const LatentPages pages(p.layout, p.rows, 5, 3);
     Result r = p.run(pages.view());
     r.out.resize(100);
     for (const AttentionShape& shape :
@@ -383,64 +355,6 @@ TEST(QuantisedAttentionTest, RefusesShapesThatAreNotItsLatents) {
       const std::string error =
           test::error_of([&] { attend(shape, p.query_view(), pages.view(), r.out.data(), nullptr); });
       EXPECT_NE(error.find(name_of(type)), std::string::npos) << error;
-    }
-  }
-}
-
-/// a . b / (|a| |b|).
-double cosine(std::span<const float> a, std::span<const float> b) {
-  double ab = 0, aa = 0, bb = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    ab += static_cast<double>(a[i]) * b[i];
-    aa += static_cast<double>(a[i]) * a[i];
-    bb += static_cast<double>(b[i]) * b[i];
-  }
-  return ab / std::sqrt(aa * bb);
-}
-
-/// Latents and absorbed queries of the embedded model's last layer, on held-back text: outputs over quantised
-/// rows beside those over f32 rows. A single query's output may be off by more: that is the rounding of the
-/// rows (with f32 queries and weights the worst one is as far off).
-TEST(QuantisedAttentionTest, OutputsOnTheEmbeddedModelPointTheSameWay) {
-  const Transformer model = Transformer::load(std::filesystem::path(MLA_SOURCE_DIR) / "models" / "default");
-  const ModelConfig& config = model.config();
-  const auto ids = parse_json(read_text(test::data() / "default" / "reference.json"), "reference.json")
-                       .at("ids")
-                       .get<std::vector<std::int32_t>>();
-  const auto count = static_cast<std::int64_t>(ids.size());
-  ASSERT_GE(count, 200);
-  KvCache cache(model.make_pool(DType::f32, 64, 1000));
-  TransformerScratch scratch;
-  model.forward(ids, {MlaForm::absorb, DType::f32}, Rotary(config.rope, config.max_context), cache, scratch);
-
-  const std::int64_t width = config.latent_width(), out_width = config.num_heads * config.kv_lora_rank;
-  const AttentionShape shape{
-      config.num_heads, 1, width, config.kv_lora_rank, static_cast<float>(config.softmax_scale), true};
-  const QueryView queries{scratch.mla.absorbed.data(), count, config.num_heads * width, width};
-  const KvView rows = cache.view(config.num_layers - 1);
-  std::vector<float> exact(static_cast<std::size_t>(count * out_width)), found(exact.size());
-  attend(shape, queries, rows, exact.data(), nullptr);
-  std::vector<float> values;
-  for (std::int64_t r = 0; r < count; ++r) {
-    const auto* row = reinterpret_cast<const float*>(rows.row(r));
-    values.insert(values.end(), row, row + width);
-  }
-  for (const auto& [type, least, least_of_one] :
-       {std::tuple{DType::i8, 0.9999, 0.999}, std::tuple{DType::f8_e4m3, 0.999, 0.99}}) {
-    const Pages pages(RowLayout::latent(config.kv_lora_rank, config.qk_rope_head_dim, type), values, count,
-                      64);
-    for (const Isa isa : test::supported_isas()) {
-      attend(shape, queries, pages.view(), found.data(), nullptr, leaf_kernels(isa));
-      const double all = cosine(exact, found);
-      double worst = 1;
-      for (std::size_t i = 0; i < exact.size(); i += static_cast<std::size_t>(config.kv_lora_rank)) {
-        const auto one = static_cast<std::size_t>(config.kv_lora_rank);
-        worst = std::min(worst, cosine(std::span(exact).subspan(i, one), std::span(found).subspan(i, one)));
-      }
-      EXPECT_GE(all, least) << name_of(type) << " " << name_of(isa);
-      EXPECT_GE(worst, least_of_one) << name_of(type) << " " << name_of(isa);
-      RecordProperty(fmt::format("cosine_{}_{}", name_of(type), name_of(isa)), fmt::format("{:.7f}", all));
-      RecordProperty(fmt::format("worst_{}_{}", name_of(type), name_of(isa)), fmt::format("{:.7f}", worst));
     }
   }
 }
