@@ -39,6 +39,17 @@ ComparisonOptions comparison_options(const CompareOptions& o) {
   return comparison;
 }
 
+/// Ends between two models if somebody asks for it: nothing is lost.
+ComparisonResults measure(const Comparison& comparison) {
+  Progress progress("measuring", std::ssize(comparison.variants()));
+  std::int64_t measured = 0;
+  return comparison.measure({}, [&](const Variant& variant) {
+    progress.show(measured++);
+    if (was_interrupted())
+      fail("interrupted before {} was measured; the same command with --resume measures again", variant.name);
+  });
+}
+
 std::string file_name(const std::string& path) {
   return std::filesystem::path(path).filename().string();
 }
@@ -73,7 +84,7 @@ void compare(const CompareOptions& options) {
     train_to_the_end(run,
                      fmt::format("{} ({} of {}): ", variant.name, ++number, comparison.variants().size()));
   }
-  ComparisonResults results = comparison.measure({});
+  ComparisonResults results = measure(comparison);
   results.cpu = fmt::format("{}, {} threads", cpu_name(), threads());
   results.date = fmt::format("{:%Y-%m-%d}", fmt::localtime(std::time(nullptr)));
   results.text_name = file_name(options.text);

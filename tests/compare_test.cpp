@@ -11,6 +11,7 @@
 #include "mla/core/random.h"
 #include "mla/model/config.h"
 #include "support/files.h"
+#include "support/oracle.h"
 #include "support/program.h"
 
 namespace mla {
@@ -284,7 +285,14 @@ TEST(ComparisonTest, GoesOnWhereItStopped) {
   EXPECT_NEAR(model_named(results, "mla").log[0].loss, std::log(300.0), 0.1);
 
   const Comparison again = Comparison::resume(parent.path() / "whole", text);
-  EXPECT_EQ(again.measure(measures).models[4].best.bits_per_byte, results.models[4].best.bits_per_byte);
+  std::vector<std::string> announced;
+  const auto announce = [&](const Variant& variant) { announced.push_back(variant.directory); };
+  EXPECT_EQ(again.measure(measures, announce).models[4].best.bits_per_byte,
+            results.models[4].best.bits_per_byte);
+  ASSERT_EQ(announced.size(), 10u);
+  EXPECT_EQ(announced[4], results.models[4].variant.directory);
+  const auto stop = [](const Variant& variant) { fail("stopped before {}", variant.name); };
+  EXPECT_NE(test::error_of([&] { again.measure(measures, stop); }).find("stopped before"), std::string::npos);
   EXPECT_THROW(Comparison::resume(parent.path() / "none", text), Error);
   EXPECT_THROW(Comparison::resume(parent.path() / "whole", text + "x").measure(measures), Error);
 }

@@ -51,9 +51,7 @@ ComparisonOptions options_from(const nlohmann::json& json, const std::string& so
   o.length = f.size("length");
   o.learning_rate = f.number_above("learning_rate", 0);
   o.held_back = f.number_above("held_back", 0);
-  const nlohmann::json& seed = f.need("seed", "a whole number");
-  if (!seed.is_number_unsigned()) f.refuse("seed", "a whole number");
-  o.seed = seed.get<std::uint64_t>();
+  o.seed = f.whole_number("seed");
   o.compute = dtype_named(f.word("dtype", {"f32", "bf16"}), "dtype");
   return o;
 }
@@ -124,11 +122,13 @@ TrainingRun Comparison::run(const Variant& variant) const {
   return TrainingRun::begin(directory, text_, options);
 }
 
-ComparisonResults Comparison::measure(const MeasureOptions& options) const {
+ComparisonResults Comparison::measure(const MeasureOptions& options,
+                                      const std::function<void(const Variant&)>& before) const {
   ComparisonResults results;
   results.options = options_;
   results.text_bytes = std::ssize(text_);
   for (const Variant& variant : variants_) {
+    if (before) before(variant);
     const TrainingRun trained = run(variant);
     require(trained.is_finished(), "{}: found {} steps of {}, expected a model that is trained to the end",
             model_directory(variant).string(), trained.steps(), options_.steps);

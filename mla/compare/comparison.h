@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -61,8 +62,10 @@ class Comparison {
   const std::vector<Variant>& variants() const { return variants_; }
   /// The training of one model, from where it stopped.
   TrainingRun run(const Variant& variant) const;
-  /// What became of all of them. Throws Error if one is not trained to the end.
-  ComparisonResults measure(const MeasureOptions& options) const;
+  /// What became of all of them. Calls `before`, if there is one, before each model; what that throws ends
+  /// this. Throws Error if one is not trained to the end.
+  ComparisonResults measure(const MeasureOptions& options,
+                            const std::function<void(const Variant&)>& before = {}) const;
 
  private:
   Comparison(std::filesystem::path directory, std::string text, ComparisonOptions options);

@@ -63,6 +63,13 @@ std::int64_t JsonFields::integer(const std::string& name, std::int64_t low, std:
   return value.get<std::int64_t>();
 }
 
+std::uint64_t JsonFields::whole_number(const std::string& name) {
+  constexpr std::string_view expected = "a whole number";
+  const nlohmann::json& value = need(name, expected);
+  if (!value.is_number_unsigned()) refuse(name, expected);
+  return value.get<std::uint64_t>();
+}
+
 double JsonFields::number_above(const std::string& name, double low) {
   const std::string expected = fmt::format("a number above {}", low);
   const json& value = need(name, expected);

@@ -40,6 +40,8 @@ class JsonFields {
 
   /// An integer in [low, high]; Error if it is absent or anything else (1.5, 64.0, "64", true).
   std::int64_t integer(const std::string& name, std::int64_t low, std::int64_t high);
+  /// A whole number from 0 to 2^64 - 1, as seeds are; Error if it is absent or anything else.
+  std::uint64_t whole_number(const std::string& name);
   /// A size: an integer from 1 to max_size.
   std::int64_t size(const std::string& name) { return integer(name, 1, max_size); }
   /// A finite number above `low`; Error if it is absent or anything else.

@@ -63,7 +63,7 @@ nlohmann::ordered_json options_json(const RunOptions& o) {
           {"bias_rate", t.bias_rate},
           {"seed", t.seed},
           {"dtype", name_of(t.computing.compute)},
-          {"attention", t.computing.form == MlaForm::absorb ? "absorbed" : "explicit"},
+          {"attention", name_of(t.computing.form)},
           {"held_back", o.held_back},
           {"measure_every", o.measure_every}};
 }
@@ -82,12 +82,9 @@ RunOptions options_from(const nlohmann::json& json, const std::string& source) {
                      f.number_from("weight_decay", 0, 0)};
   o.trainer.clip = f.number_above("clip", 0);
   o.trainer.bias_rate = f.number_from("bias_rate", 0, 0);
-  const nlohmann::json& seed = f.need("seed", "a whole number");
-  if (!seed.is_number_unsigned()) f.refuse("seed", "a whole number");
-  o.trainer.seed = seed.get<std::uint64_t>();
+  o.trainer.seed = f.whole_number("seed");
   o.trainer.computing.compute = dtype_named(f.word("dtype", {"f32", "bf16"}), "dtype");
-  o.trainer.computing.form =
-      f.word("attention", {"explicit", "absorbed"}) == "absorbed" ? MlaForm::absorb : MlaForm::decompress;
+  o.trainer.computing.form = form_named(f.word("attention", {"explicit", "absorbed"}), "attention");
   o.held_back = f.number_above("held_back", 0);
   o.measure_every = f.integer("measure_every", 1, most);
   return o;
