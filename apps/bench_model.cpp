@@ -105,13 +105,13 @@ class ModelBench {
  public:
   ModelBench(const ModelBenchOptions& o, const ModelConfig& c)
       : options_(o),
+        form_(form_named(o.attention, "--attention")),
         type_(dtype_named(o.dtype, "--dtype")),
         layout_(
             row_layout(c, dtype_named(o.cache_dtype.empty() ? o.dtype : o.cache_dtype, "--cache-dtype"))) {
-    require(
-        c.attention == AttentionKind::latent || form_named(o.attention, "--attention") == MlaForm::automatic,
-        "bench model: found --attention {}, expected auto: {} has no latents that could have forms",
-        o.attention, o.shape);
+    require(c.attention == AttentionKind::latent || form_ == MlaForm::automatic,
+            "bench model: found --attention {}, expected auto: {} has no latents that could have forms",
+            o.attention, o.shape);
     const std::int64_t rows = std::max(o.prompt, *std::ranges::max_element(o.contexts) + 1);
     check_bench_fits(random_model_bytes(c, type_) + c.num_layers * (rows + page_rows) * layout_.bytes());
   }
@@ -126,8 +126,7 @@ class ModelBench {
     std::vector<std::int32_t> ids(static_cast<std::size_t>(step.tokens));
     const auto call = [&] {
       for (std::int32_t& id : ids) id = next_id(c.vocab_size);
-      const MatrixView<float> hidden =
-          model.forward(ids, {form_named(options_.attention, "--attention"), type_}, rotary, cache, scratch);
+      const MatrixView<float> hidden = model.forward(ids, {form_, type_}, rotary, cache, scratch);
       model.logits(hidden.block(hidden.rows - 1, 1), type_, {logits.data(), 1, c.vocab_size});
       cache.truncate(step.context);
     };
@@ -146,8 +145,7 @@ class ModelBench {
     const ModelConfig& c = model.config();
     const std::string attention =
         c.attention == AttentionKind::latent
-            ? name_of(model.form_for({form_named(options_.attention, "--attention"), type_}, layout_.type(),
-                                     step.tokens, step.rows()))
+            ? name_of(model.form_for({form_, type_}, layout_.type(), step.tokens, step.rows()))
             : "heads";
     return {{"heads", c.num_heads},
             {"queries", step.tokens},
@@ -174,6 +172,7 @@ class ModelBench {
   }
 
   const ModelBenchOptions& options_;
+  MlaForm form_;
   DType type_;
   RowLayout layout_;
   std::uint64_t state_ = 1;

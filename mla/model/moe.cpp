@@ -150,8 +150,7 @@ void route(const MoeConfig& config, const std::vector<float>& bias, MatrixView<c
   const std::int64_t k = config.experts_per_token;
   routing.experts.resize(logits.rows * k);
   routing.weights.resize(logits.rows * k);
-  constexpr std::int64_t work_of_score = 32;  // an exponential and its place among the best
-  parallel_for(logits.rows, config.num_experts * work_of_score, [&](std::int64_t t) {
+  parallel_for(logits.rows, config.num_experts * work_of_exp, [&](std::int64_t t) {
     thread_local Choosing memory;
     choose(config, bias, logits.row(t), memory, routing.experts.data() + t * k,
            routing.weights.data() + t * k);

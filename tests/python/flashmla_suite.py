@@ -4,7 +4,8 @@
     python tests/python/flashmla_suite.py FLASHMLA_DIR [--only dense,sparse-decode,sparse-prefill,fmha] [--every N] [--limit GFLOP]
 
 --every N takes each N-th case, --first N begins with the N-th, --limit leaves cases of more work out; counts of what passed and
-of what was left out are printed, also if it is ended before (SIGTERM). Their timing of GPU kernels is left out: cases meant for it are checked as the others where they check anything.
+of what was left out are printed, also if it is ended before (SIGTERM). Their timing of GPU kernels is left out: cases meant for
+it are checked as the others where they check anything.
 """
 import argparse
 import contextlib

@@ -4,9 +4,9 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "mla/core/error.h"
 #include "mla/core/mapped_file.h"
 #include "mla/model/config.h"
+#include "support/oracle.h"
 #include "support/reference.h"
 
 namespace mla::test {
@@ -22,12 +22,7 @@ inline ModelConfig parse(const nlohmann::json& config) {
 
 /// What parsing `text` is refused with.
 inline std::string config_error(const std::string& text) {
-  try {
-    parse_config(text, "some/config.json");
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return error_of([&] { parse_config(text, "some/config.json"); });
 }
 
 /// Expects the config to be refused by a one-line message that begins with the file and field and contains
