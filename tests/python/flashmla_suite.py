@@ -37,6 +37,7 @@ def without_a_gpu():
     torch.cuda.get_device_capability = lambda *args: (9, 0)
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
     torch.set_num_threads = nothing  # they ask for 32
+    time.sleep = nothing  # they let the card cool down
     triton = types.ModuleType("triton")
     triton.jit = lambda function: function
     triton.testing = types.SimpleNamespace(do_bench=lambda *args, **kwargs: 1.0)
