@@ -4,10 +4,11 @@
 
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "mla/kernels/leaf.h"
-#include "mla/kernels/matmul_backward.h"
+#include "mla/kernels/panel_matmul.h"
 #include "support/edge.h"
 #include "support/oracle.h"
 
@@ -113,51 +114,77 @@ TEST_P(TrainLeafTest, ExpSumAndSoftmax) {
   EXPECT_EQ(sum.sum, 1.0f);
 }
 
-/// Packs and multiplies one tile. Values of bf16 are exact, so that both kinds of units hold them.
+/// Values of bf16, so that both kinds of units hold them.
+std::vector<float> exact_values(std::int64_t n, Random& random) {
+  auto values = random.values(n);
+  for (float& v : values) v = to_float(to_bf16(v));
+  return values;
+}
+
+/// An operand of a product, as it is stored and packed. `side` may take several panels.
+struct PackedOperand {
+  std::int64_t side, depth, panel, units, stride;
+  bool is_transposed;
+  Edge<float> x;
+  Edge<PanelUnit> packed;
+
+  PackedOperand(std::int64_t side_, std::int64_t depth_, std::int64_t panel_, std::int64_t values,
+                bool is_transposed_, void (*pack)(const PanelSource&, PanelUnit*), Random& random)
+      : side(side_),
+        depth(depth_),
+        panel(panel_),
+        units((depth + values - 1) / values),
+        stride((is_transposed_ ? depth : side) + 3),
+        is_transposed(is_transposed_),
+        x(exact_values(is_transposed ? (side - 1) * stride + depth : (depth - 1) * stride + side, random)),
+        packed((side + panel - 1) / panel * units * panel) {
+    pack({x.data(), stride, depth, side, units * panel}, packed.data());
+  }
+  std::int64_t panels() const { return (side + panel - 1) / panel; }
+  double at(std::int64_t i, std::int64_t k) { return x[is_transposed ? i * stride + k : k * stride + i]; }
+  /// Of panel `p`.
+  std::int64_t width(std::int64_t p) const { return std::min(panel, side - p * panel); }
+};
+
+/// One tile: panel i of a with panel j of b.
+void check_tile(const PanelKernels& kernels, PackedOperand& a, PackedOperand& b, std::int64_t i,
+                std::int64_t j, bool adds) {
+  const std::int64_t rows = a.width(i), cols = b.width(j), stride = cols + 2;
+  std::vector<float> before((rows - 1) * stride + cols, nan);
+  for (std::int64_t r = 0; r < rows; ++r) std::fill_n(before.begin() + r * stride, cols, adds ? 2.0f : nan);
+  Edge<float> c(before);
+  kernels.multiply({a.packed.data() + i * a.units * a.panel, b.packed.data() + j * b.units * b.panel, a.units,
+                    rows, cols, adds, c.data(), stride});
+  for (std::int64_t at = 0; at < c.size(); ++at) {
+    const std::int64_t row = at / stride, col = at % stride;
+    if (col >= cols) {
+      ASSERT_TRUE(std::isnan(c[at])) << "written beside the tile";
+      continue;
+    }
+    double sum = adds ? 2 : 0, size = 2;
+    for (std::int64_t k = 0; k < a.depth; ++k) {
+      const double product = a.at(i * a.panel + row, k) * b.at(j * b.panel + col, k);
+      sum += product;
+      size += std::abs(product);
+    }
+    ASSERT_NEAR(c[at], sum, 2e-7 * (2 + std::sqrt(static_cast<double>(a.depth))) * size)
+        << "depth " << a.depth << " rows " << a.side << " cols " << b.side << " at " << row << ", " << col;
+  }
+}
+
+/// Packs one to three panels of each and multiplies them, tile by tile.
 void check_panels(const PanelKernels& kernels, Random& random) {
   for (const std::int64_t depth : {1, 2, 3, 4, 5, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 300}) {
     for (std::int64_t turn = 0; turn < 8; ++turn) {
-      const std::int64_t rows = turn == 0 ? kernels.rows : 1 + random.below(kernels.rows);
-      const std::int64_t cols = turn == 0 ? kernels.cols : 1 + random.below(kernels.cols);
-      const auto exact = [&](std::int64_t n) {
-        auto values = random.values(n);
-        for (float& v : values) v = to_float(to_bf16(v));
-        return values;
-      };
       const bool is_transposed = turn % 2 == 1;
-      const std::int64_t a_stride = (is_transposed ? depth : rows) + 3, b_stride = cols + 1;
-      Edge<float> a(exact(is_transposed ? (rows - 1) * a_stride + depth : (depth - 1) * a_stride + rows));
-      Edge<float> b(exact((depth - 1) * b_stride + cols));
-      const std::int64_t units = (depth + kernels.values - 1) / kernels.values;
-      Edge<PanelUnit> a_packed(units * kernels.rows), b_packed(units * kernels.cols);
-      (is_transposed ? kernels.pack_rows_transposed : kernels.pack_rows)({a.data(), a_stride, depth, rows},
-                                                                         a_packed.data());
-      kernels.pack_cols({b.data(), b_stride, depth, cols}, b_packed.data());
-      for (const bool adds : {false, true}) {
-        const std::int64_t stride = cols + 2;
-        std::vector<float> before((rows - 1) * stride + cols, nan);
-        for (std::int64_t i = 0; i < rows; ++i)
-          std::fill_n(before.begin() + i * stride, cols, adds ? 2.0f : nan);
-        Edge<float> c(before);
-        kernels.multiply({a_packed.data(), b_packed.data(), units, rows, cols, adds, c.data(), stride});
-        for (std::int64_t i = 0; i < rows; ++i) {
-          for (std::int64_t j = 0; j < stride && i * stride + j < c.size(); ++j) {
-            if (j >= cols) {
-              ASSERT_TRUE(std::isnan(c[i * stride + j])) << "written beside the tile";
-              continue;
-            }
-            double sum = adds ? 2 : 0, size = 2;
-            for (std::int64_t k = 0; k < depth; ++k) {
-              const double product =
-                  static_cast<double>(a[is_transposed ? i * a_stride + k : k * a_stride + i]) *
-                  b[k * b_stride + j];
-              sum += product;
-              size += std::abs(product);
-            }
-            ASSERT_NEAR(c[i * stride + j], sum, 2e-7 * (2 + std::sqrt(static_cast<double>(depth))) * size)
-                << "depth " << depth << " rows " << rows << " cols " << cols << " at " << i << ", " << j;
-          }
-        }
+      PackedOperand a(turn < 2 ? kernels.rows : 1 + random.below(3 * kernels.rows), depth, kernels.rows,
+                      kernels.values, is_transposed,
+                      is_transposed ? kernels.pack_rows_transposed : kernels.pack_rows, random);
+      PackedOperand b(turn < 2 ? kernels.cols : 1 + random.below(3 * kernels.cols), depth, kernels.cols,
+                      kernels.values, is_transposed,
+                      is_transposed ? kernels.pack_cols_transposed : kernels.pack_cols, random);
+      for (std::int64_t i = 0; i < a.panels(); ++i) {
+        for (std::int64_t j = 0; j < b.panels(); ++j) check_tile(kernels, a, b, i, j, turn % 4 > 1);
       }
     }
   }
@@ -196,100 +223,139 @@ struct Layer {
   Matrix x, w, d_y;
 };
 
-struct Gradients {
-  std::vector<float> d_x, d_weight;
-  bool operator==(const Gradients&) const = default;
+/// What a linear layer's three products come to.
+struct Products {
+  std::vector<float> y, d_x, d_weight;
+  bool operator==(const Products&) const = default;
 };
 
-/// d_x added to 1 if `adds`, d_weight added to 1.
-Gradients run(Layer& layer, DType compute, bool adds) {
+/// y = x W^T, d_x = d_y W and d_W = d_y^T x; the last two added to 1 if `adds`.
+Products run(Layer& layer, DType compute, bool adds) {
   const std::int64_t tokens = layer.x.rows, inputs = layer.x.cols, outputs = layer.w.rows;
-  Gradients g{std::vector<float>(static_cast<std::size_t>(tokens * inputs), adds ? 1.0f : nan),
-              std::vector<float>(static_cast<std::size_t>(outputs * inputs), 1.0f)};
-  Buffer<PanelUnit> packed;
-  matmul_backward_input(layer.d_y.view(), layer.w.view(), compute, adds, packed,
-                        {g.d_x.data(), tokens, inputs});
-  matmul_backward_weight(layer.d_y.view(), layer.x.view(), compute, packed,
-                         {g.d_weight.data(), outputs, inputs});
-  return g;
+  const auto ready = [&](std::int64_t n) {
+    return std::vector<float>(static_cast<std::size_t>(n), adds ? 1.0f : nan);
+  };
+  Products p{ready(tokens * outputs), ready(tokens * inputs), ready(outputs * inputs)};
+  PanelFactor factor;
+  factor.pack(rows_as_side(layer.w.view()), compute);
+  factor.multiply(rows_as_side(layer.x.view()), false, {p.y.data(), tokens, outputs});
+  factor.pack(rows_as_depth(layer.w.view()), compute);
+  factor.multiply(rows_as_side(layer.d_y.view()), adds, {p.d_x.data(), tokens, inputs});
+  factor.pack(rows_as_depth(layer.x.view()), compute);
+  factor.multiply(rows_as_depth(layer.d_y.view()), adds, {p.d_weight.data(), outputs, inputs});
+  return p;
 }
 
-/// Operands rounded to the type first, the rest in double: what is left is f32's error of a sum.
-TEST(MatmulBackwardTest, IsTheTwoProductsOfRoundedOperands) {
+/// Of values rounded to `type`, the rest in double: what is left is f32's error of a sum.
+void expect_product(const std::vector<float>& found, std::int64_t rows, std::int64_t cols, std::int64_t depth,
+                    const std::function<double(std::int64_t, std::int64_t, std::int64_t)>& factors,
+                    bool adds) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < cols; ++j) {
+      double sum = adds, size = 1;
+      for (std::int64_t k = 0; k < depth; ++k) {
+        const double product = factors(i, j, k);
+        sum += product;
+        size += std::abs(product);
+      }
+      ASSERT_NEAR(found[i * cols + j], sum, 2e-7 * (2 + std::sqrt(static_cast<double>(depth))) * size)
+          << i << ' ' << j;
+    }
+  }
+}
+
+TEST(PanelMatmulTest, IsTheProductsOfRoundedOperands) {
   Random random(2);
-  const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 40, 7},  {2, 3, 70},    {13, 33, 12}, {24, 64, 48},
-                                    {50, 31, 65}, {7, 5, 530}, {600, 17, 11}, {1100, 3, 2}, {129, 100, 61}};
-  for (const auto& [tokens, inputs, outputs] : shapes) {
-    Layer layer(tokens, inputs, outputs, random);
+  const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 40, 7},     {2, 3, 70},  {13, 33, 12},
+                                    {24, 64, 48}, {50, 31, 65},   {7, 5, 530}, {600, 17, 11},
+                                    {1100, 3, 2}, {129, 100, 61}, {3, 600, 9}};
+  for (const auto& shape : shapes) {
+    const std::int64_t tokens = shape[0], inputs = shape[1], outputs = shape[2];
+    Layer l(tokens, inputs, outputs, random);
     for (const DType type : {DType::f32, DType::bf16}) {
       for (const bool adds : {false, true}) {
-        const Gradients found = run(layer, type, adds);
-        const auto near = [&](float value, double expected, double size, std::int64_t depth) {
-          return std::abs(value - expected) <=
-                 2e-7 * (2 + std::sqrt(static_cast<double>(depth))) * (size + 1);
-        };
-        for (std::int64_t i = 0; i < inputs; ++i) {
-          for (std::int64_t t = 0; t < tokens; ++t) {
-            double sum = adds, size = 0;
-            for (std::int64_t o = 0; o < outputs; ++o) {
-              const double product = layer.d_y.at(t, o, type) * layer.w.at(o, i, type);
-              sum += product;
-              size += std::abs(product);
-            }
-            ASSERT_TRUE(near(found.d_x[t * inputs + i], sum, size, outputs)) << t << ' ' << i;
-          }
-          for (std::int64_t o = 0; o < outputs; ++o) {
-            double sum = 1, size = 0;
-            for (std::int64_t t = 0; t < tokens; ++t) {
-              const double product = layer.d_y.at(t, o, type) * layer.x.at(t, i, type);
-              sum += product;
-              size += std::abs(product);
-            }
-            ASSERT_TRUE(near(found.d_weight[o * inputs + i], sum, size, tokens)) << o << ' ' << i;
-          }
-        }
+        const Products found = run(l, type, adds);
+        using I = std::int64_t;
+        expect_product(
+            found.y, tokens, outputs, inputs,
+            [&](I t, I o, I i) { return l.x.at(t, i, type) * l.w.at(o, i, type); }, false);
+        expect_product(
+            found.d_x, tokens, inputs, outputs,
+            [&](I t, I i, I o) { return l.d_y.at(t, o, type) * l.w.at(o, i, type); }, adds);
+        expect_product(
+            found.d_weight, outputs, inputs, tokens,
+            [&](I o, I i, I t) { return l.d_y.at(t, o, type) * l.x.at(t, i, type); }, adds);
       }
     }
   }
 }
 
-TEST(MatmulBackwardTest, NoTokensAndNoOutputs) {
+TEST(PanelMatmulTest, NoTokensAndNoOutputs) {
   Random random(3);
   Layer none(0, 5, 4, random);
-  EXPECT_EQ(run(none, DType::f32, false).d_weight, std::vector<float>(20, 1.0f));
+  EXPECT_EQ(run(none, DType::f32, true).d_weight, std::vector<float>(20, 1.0f));
+  EXPECT_EQ(run(none, DType::f32, false).d_weight, std::vector<float>(20, 0.0f));
   Layer narrow(3, 5, 0, random);
   EXPECT_EQ(run(narrow, DType::bf16, false).d_x, std::vector<float>(15, 0.0f));
   EXPECT_EQ(run(narrow, DType::bf16, true).d_x, std::vector<float>(15, 1.0f));
+  Layer deaf(3, 0, 5, random);
+  EXPECT_EQ(run(deaf, DType::bf16, false).y, std::vector<float>(15, 0.0f));
 }
 
-TEST(MatmulBackwardTest, ThreadsDoNotChangeBits) {
+TEST(PanelMatmulTest, NeitherThreadsNorCompanyChangeBits) {
   Random random(4);
   const test::Threads restored(1);
-  for (const auto& [tokens, inputs, outputs] : {std::array<std::int64_t, 3>{530, 100, 90}, {1100, 40, 300}}) {
-    Layer layer(tokens, inputs, outputs, random);
+  for (const auto& shape : {std::array<std::int64_t, 3>{530, 100, 90}, {1100, 40, 300}}) {
+    Layer layer(shape[0], shape[1], shape[2], random);
     for (const DType type : {DType::f32, DType::bf16}) {
       set_threads(1);
-      const Gradients expected = run(layer, type, true);
+      const Products expected = run(layer, type, true);
       for (const int count : {2, 3}) {
         set_threads(count);
         EXPECT_TRUE(expected == run(layer, type, true)) << count << " threads, " << name_of(type);
       }
+      const Layer whole = layer;
+      layer.x.rows = layer.d_y.rows = 7;  // of y and d_x the first rows are the same without the others
+      const Products few = run(layer, type, true);
+      EXPECT_TRUE(std::equal(few.y.begin(), few.y.end(), expected.y.begin()));
+      EXPECT_TRUE(std::equal(few.d_x.begin(), few.d_x.end(), expected.d_x.begin()));
+      layer = whole;
     }
   }
 }
 
-TEST(MatmulBackwardTest, RefusesShapesThatDoNotFit) {
+TEST(PanelMatmulTest, TakesARowBlockOfAWeight) {
+  Random random(5);
+  const std::vector<float> w = random.values(9 * 20), x = random.values(3 * 20);
+  const Weight block = as_weight({w.data(), 9, 20}).row_block(2, 5);
+  std::vector<float> y(15);
+  panel_matmul({x.data(), 3, 20}, block, DType::f32, {y.data(), 3, 5});
+  expect_product(
+      y, 3, 5, 20,
+      [&](std::int64_t t, std::int64_t o, std::int64_t i) {
+        return static_cast<double>(x[t * 20 + i]) * w[(o + 2) * 20 + i];
+      },
+      false);
+}
+
+TEST(PanelMatmulTest, RefusesShapesThatDoNotFit) {
   float memory[64] = {};
-  Buffer<PanelUnit> packed;
-  EXPECT_EQ(
-      test::error_of([&] {
-        matmul_backward_input({memory, 2, 3}, {memory, 4, 5}, DType::f32, false, packed, {memory, 2, 5});
-      }),
-      "matmul backward: d_y [2, 3], W [4, 5], d_x [2, 5] do not fit");
+  PanelFactor factor;
+  factor.pack(rows_as_depth({memory, 4, 5}), DType::f32);
   EXPECT_EQ(test::error_of([&] {
-              matmul_backward_weight({memory, 2, 3}, {memory, 3, 5}, DType::f32, packed, {memory, 3, 5});
+              factor.multiply(rows_as_side({memory, 2, 3}), false, {memory, 2, 5});
             }),
-            "matmul backward: d_y [2, 3], x [3, 5], d_W [3, 5] do not fit");
+            "panel matmul: a [2, 3], b [4, 5], c [2, 5] do not fit");
+  Weight w = as_weight({memory, 4, 5});
+  EXPECT_EQ(test::error_of([&] {
+              panel_matmul({memory, 2, 5}, w, DType::f32, {memory, 2, 3});
+            }),
+            "panel matmul: a [2, 5], b [5, 4], c [2, 3] do not fit");
+  w.dtype = DType::bf16;
+  EXPECT_EQ(test::error_of([&] {
+              panel_matmul({memory, 2, 5}, w, DType::f32, {memory, 2, 4});
+            }),
+            "panel matmul: found a weight of bf16, expected f32");
 }
 
 }  // namespace

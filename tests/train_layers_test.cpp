@@ -72,15 +72,14 @@ TEST(TrainLayersTest, LinearBackward) {
     const std::int64_t t = sizes[0], i = sizes[1], o = sizes[2];
     Tensor x(t, i, random), w(o, i, random), d_y(t, o, random);
     const auto loss = [&] { return test::inner(d_y.exact, plain_linear(x.exact, w.exact, t, i, o)); };
-    LinearScratch scratch;
-    linear_backward(x.view(), w.trained(), d_y.view(), DType::f32, scratch, x.gradient_view());
+    linear_backward(x.view(), w.trained(), d_y.view(), DType::f32, x.gradient_view());
     x.expect_gradient(loss, 1e-5, "x");
     w.expect_gradient(loss, 1e-5, "W");
     const auto once = w.gradient;
-    linear_backward(x.view(), w.trained(), d_y.view(), DType::f32, scratch, {});
+    linear_backward(x.view(), w.trained(), d_y.view(), DType::f32, {});
     for (std::size_t k = 0; k < once.size(); ++k) EXPECT_FLOAT_EQ(w.gradient[k], 2 * once[k]) << "d_W adds";
     const auto written = x.gradient;
-    linear_backward(x.view(), w.trained(), d_y.view(), DType::f32, scratch, x.gradient_view(), true);
+    linear_backward(x.view(), w.trained(), d_y.view(), DType::f32, x.gradient_view(), true);
     for (std::size_t k = 0; k < written.size(); ++k) EXPECT_FLOAT_EQ(x.gradient[k], 2 * written[k]) << "adds";
   }
 }
@@ -89,8 +88,7 @@ TEST(TrainLayersTest, LinearBackwardInBf16) {
   Random random(2);
   const std::int64_t t = 40, i = 17, o = 20;
   Tensor x(t, i, random), w(o, i, random), d_y(t, o, random);
-  LinearScratch scratch;
-  linear_backward(x.view(), w.trained(), d_y.view(), DType::bf16, scratch, x.gradient_view());
+  linear_backward(x.view(), w.trained(), d_y.view(), DType::bf16, x.gradient_view());
   const auto loss = [&] { return test::inner(d_y.exact, plain_linear(x.exact, w.exact, t, i, o)); };
   // Two operands with 8 bits each: errors of up to 2^-9 of a factor, 1.1e-3 each in the root mean square.
   x.expect_gradient(loss, 4e-3, "x");

@@ -1,5 +1,6 @@
 // Feed-forwards and mixtures of experts, backward: against central differences of slow forwards in double
-// that are written here from the formulas. Forward with a tape: bit for bit the forward without one.
+// that are written here from the formulas. Forward with a tape: the forward without one, summed in another
+// order.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -61,7 +62,17 @@ TEST(TrainFeedForwardTest, BackwardMatchesDifferences) {
   }
 }
 
-TEST(TrainFeedForwardTest, TapeChangesNoBit) {
+/// The same but for the order of sums, after which a value may round to the bf16 beside.
+void expect_same(const Tensor& found, const Tensor& expected, DType compute) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < found.values.size(); ++i) {
+    difference += std::pow(static_cast<double>(found.values[i]) - expected.values[i], 2);
+    size += std::pow(static_cast<double>(expected.values[i]), 2);
+  }
+  EXPECT_LE(std::sqrt(difference / size), compute == DType::f32 ? 5e-7 : 5e-4) << name_of(compute);
+}
+
+TEST(TrainFeedForwardTest, IsTheForwardButForTheOrderOfSums) {
   Random random(2);
   for (const auto& [tokens, d, width] :
        {std::array<std::int64_t, 3>{1, 33, 70}, {100, 64, 190}, {3, 40, 300}}) {
@@ -72,7 +83,7 @@ TEST(TrainFeedForwardTest, TapeChangesNoBit) {
       FeedForwardScratch scratch;
       feed_forward_taped(f.trained(), x.view(), compute, tape, out.view());
       feed_forward(f.trained().weights(), x.view(), compute, scratch, expected.view());
-      EXPECT_EQ(out.values, expected.values) << name_of(compute);
+      expect_same(out, expected, compute);
     }
   }
 }
@@ -241,7 +252,7 @@ TEST(TrainMoeTest, Bf16IsNear) {
   }
 }
 
-TEST(TrainMoeTest, TapeChangesNoBitAndLoadIsCounted) {
+TEST(TrainMoeTest, IsTheForwardButForTheOrderOfSumsAndLoadIsCounted) {
   Random random(6);
   for (const bool with_shared : {false, true}) {
     MoeConfig c = config_of(10, 3, GateKind::sigmoid, true);
@@ -254,7 +265,7 @@ TEST(TrainMoeTest, TapeChangesNoBitAndLoadIsCounted) {
       MoeScratch scratch;
       Tensor expected(90, 48, random);
       moe_forward(c, m.trained().weights(), m.x.view(), compute, scratch, expected.view());
-      EXPECT_EQ(m.out.values, expected.values) << name_of(compute);
+      expect_same(m.out, expected, compute);
       for (std::int64_t e = 0; e < 10; ++e)
         EXPECT_EQ(load[e], 5 + std::count(m.chosen.begin(), m.chosen.end(), static_cast<std::int32_t>(e)));
     }

@@ -25,22 +25,25 @@ struct PanelTile {
   std::int64_t c_stride;
 };
 
-/// Packs x [depth][width], or x [width][depth] if it is to be transposed, as a panel [units][width of a
-/// panel]; zeros fill up.
+/// Packs x [depth][width], or x [width][depth] if it is to be transposed, as panels [units][width of a
+/// panel], one after another; zeros fill up. Rows of x are read once, whole: to a reader of a panel at a time
+/// they would be short pieces of memory far apart, which no CPU fetches ahead.
 struct PanelSource {
   const float* x;
   std::int64_t stride;
-  std::int64_t depth;  ///< in values
-  std::int64_t width;  ///< 1 to that of a panel
+  std::int64_t depth;         ///< in values
+  std::int64_t width;         ///< of as many panels as it takes
+  std::int64_t panel_stride;  ///< units from one panel of `out` to the next
 };
 
 struct PanelKernels {
   std::int64_t rows, cols;  ///< of a panel of a, and of one of b
   std::int64_t values;      ///< of a unit: 1, or 2 of bf16
   void (*multiply)(const PanelTile&);
-  void (*pack_rows)(const PanelSource&, PanelUnit* out);  ///< a panel of a
+  void (*pack_rows)(const PanelSource&, PanelUnit* out);  ///< panels of a
   void (*pack_rows_transposed)(const PanelSource&, PanelUnit* out);
-  void (*pack_cols)(const PanelSource&, PanelUnit* out);  ///< a panel of b
+  void (*pack_cols)(const PanelSource&, PanelUnit* out);  ///< panels of b
+  void (*pack_cols_transposed)(const PanelSource&, PanelUnit* out);
 };
 
 /// The kernels of `isa` for operands of f32. REQUIRES supports(isa).

@@ -59,18 +59,23 @@ void multiply_panels(const PanelTile& t) {
   }
 }
 
-/// x [depth][width] as [units][panel]. Ops::pack_pair makes the units of one row, or of two for a pair:
-/// `next` is null if there is no second one.
+/// x [depth][width] as panels [units][panel]. Ops::pack_pair makes the units of one row, or of two for a
+/// pair: `next` is null if there is no second one.
 template <class Ops, std::int64_t panel>
 void pack_straight(const PanelSource& s, PanelUnit* out) {
-  constexpr std::int64_t ahead = 8;  // rows that are asked for before they are needed: they lie far apart
+  constexpr std::int64_t ahead =
+      panel > 16 ? 8 : 16;  // rows that are asked for before they are needed: they lie far apart
   for (std::int64_t d = 0; d < s.depth; d += Ops::values, out += panel) {
     const float* row = s.x + d * s.stride;
     for (std::int64_t r = d + ahead; r < d + ahead + Ops::values && r < s.depth; ++r) {
       for (std::int64_t i = 0; i < s.width; i += 16) __builtin_prefetch(s.x + r * s.stride + i, 0, 3);
     }
     const float* next = d + 1 < s.depth ? row + s.stride : nullptr;
-    Ops::template pack_pair<panel>(row, next, s.width, out);
+    PanelUnit* to = out;
+    for (std::int64_t i = 0; i < s.width; i += panel, to += s.panel_stride) {
+      const std::int64_t count = s.width - i < panel ? s.width - i : panel;
+      Ops::template pack_pair<panel>(row + i, next != nullptr ? next + i : nullptr, count, to);
+    }
   }
 }
 
@@ -87,16 +92,17 @@ inline void transpose4(const PanelUnit* const* rows, std::int64_t k, std::int64_
   _mm_storeu_ps(reinterpret_cast<float*>(out + 3 * panel), d);
 }
 
-/// x [width][depth] as [units][panel], a few units at a time: first each row's units, then transposed.
+/// x [width][depth] as one panel [units][panel], a few units at a time: first each row's units, then
+/// transposed.
 template <class Ops, std::int64_t panel>
-void pack_transposed(const PanelSource& s, PanelUnit* out) {
+void transpose_panel(const float* x, std::int64_t width, const PanelSource& s, PanelUnit* out) {
   constexpr std::int64_t most = 64;
   alignas(64)
       PanelUnit units[panel][most + 16] = {};  // rows that there aren't stay zero; 16: other sets of L1
   for (std::int64_t d = 0; d < s.depth; d += most * Ops::values) {
     const std::int64_t values = s.depth - d < most * Ops::values ? s.depth - d : most * Ops::values;
     const std::int64_t count = (values + Ops::values - 1) / Ops::values;
-    for (std::int64_t i = 0; i < s.width; ++i) Ops::convert(s.x + i * s.stride + d, values, units[i]);
+    for (std::int64_t i = 0; i < width; ++i) Ops::convert(x + i * s.stride + d, values, units[i]);
     for (std::int64_t i = 0; i < panel; i += 4) {
       const PanelUnit* const rows[4] = {units[i], units[i + 1], units[i + 2], units[i + 3]};
       std::int64_t k = 0;
@@ -109,6 +115,12 @@ void pack_transposed(const PanelSource& s, PanelUnit* out) {
   }
 }
 
+template <class Ops, std::int64_t panel>
+void pack_transposed(const PanelSource& s, PanelUnit* out) {
+  for (std::int64_t i = 0; i < s.width; i += panel, out += s.panel_stride)
+    transpose_panel<Ops, panel>(s.x + i * s.stride, s.width - i < panel ? s.width - i : panel, s, out);
+}
+
 template <class Ops>
 constexpr PanelKernels make_panels() {
   constexpr std::int64_t cols = Ops::vectors * Ops::width;
@@ -118,7 +130,8 @@ constexpr PanelKernels make_panels() {
           multiply_panels<Ops>,
           pack_straight<Ops, Ops::rows>,
           pack_transposed<Ops, Ops::rows>,
-          pack_straight<Ops, cols>};
+          pack_straight<Ops, cols>,
+          pack_transposed<Ops, cols>};
 }
 
 }  // namespace

@@ -93,11 +93,14 @@ void multiply_panels(const PanelTile& t) {
 
 /// Value i of unit k lies `along` * k + `across` * i from the first one.
 void pack(const PanelSource& s, std::int64_t along, std::int64_t across, PanelUnit* out) {
-  for (std::int64_t k = 0; k < s.depth; ++k) {
-    for (std::int64_t i = 0; i < panel; ++i)
-      out[k * panel + i] = i < s.width ? std::bit_cast<PanelUnit>(s.x[k * along + i * across]) : 0;
+  for (std::int64_t first = 0; first < s.width; first += panel, out += s.panel_stride) {
+    for (std::int64_t k = 0; k < s.depth; ++k)
+      for (std::int64_t i = 0; i < panel; ++i)
+        out[k * panel + i] =
+            first + i < s.width ? std::bit_cast<PanelUnit>(s.x[k * along + (first + i) * across]) : 0;
   }
 }
+
 void pack_straight(const PanelSource& s, PanelUnit* out) {
   pack(s, s.stride, 1, out);
 }
@@ -107,8 +110,8 @@ void pack_transposed(const PanelSource& s, PanelUnit* out) {
 
 }  // namespace
 
-const PanelKernels scalar_panels = {panel,           panel,        1, multiply_panels, pack_straight,
-                                    pack_transposed, pack_straight};
+const PanelKernels scalar_panels = {
+    panel, panel, 1, multiply_panels, pack_straight, pack_transposed, pack_straight, pack_transposed};
 const LeafKernels scalar_kernels = make_kernels(Isa::scalar);
 const ProductKernels scalar_products = {dot<float>, dot<bf16>, sum<float>, sum<bf16>};
 const GradientKernels scalar_gradients = {gradient_tile, transpose};

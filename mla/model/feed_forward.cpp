@@ -47,12 +47,12 @@ void for_pieces(std::span<const FeedForwardRun> runs, const Outputs& outputs, co
 }
 
 /// Outputs [first, first + count) of silu(gate x) * up x.
-void hidden_piece(const Piece& piece, DType compute) {
+void hidden_piece(const Piece& piece, DType compute, MatmulFunction product) {
   const FeedForwardRun& run = *piece.run;
   const MatrixView<float> gate = run.gate.columns(piece.first, piece.count);
   const MatrixView<float> up = run.up.columns(piece.first, piece.count);
-  matmul(run.x, run.weights->gate_proj.row_block(piece.first, piece.count), compute, gate);
-  matmul(run.x, run.weights->up_proj.row_block(piece.first, piece.count), compute, up);
+  product(run.x, run.weights->gate_proj.row_block(piece.first, piece.count), compute, gate);
+  product(run.x, run.weights->up_proj.row_block(piece.first, piece.count), compute, up);
   const MatrixView<float> hidden = run.hidden.columns(piece.first, piece.count);
   for (std::int64_t t = 0; t < gate.rows; ++t)
     leaf_kernels().swiglu(gate.row(t), up.row(t), hidden.row(t), piece.count);
@@ -71,15 +71,15 @@ void feed_forward(const FeedForwardWeights& weights, MatrixView<const float> x, 
   matmul(gate, weights.down_proj, compute, out);
 }
 
-void feed_forward(std::span<const FeedForwardRun> runs, DType compute) {
+void feed_forward(std::span<const FeedForwardRun> runs, DType compute, MatmulFunction product) {
   const auto width = [](const FeedForwardRun& run) { return run.gate.cols; };
   const auto hidden_size = [](const FeedForwardRun& run) { return run.x.cols; };
   const auto both = [](const FeedForwardRun& run) { return 2 * run.x.cols; };  // gate and up
-  for_pieces(runs, width, both, [&](const Piece& piece) { hidden_piece(piece, compute); });
+  for_pieces(runs, width, both, [&](const Piece& piece) { hidden_piece(piece, compute, product); });
   for_pieces(runs, hidden_size, width, [&](const Piece& piece) {
     const FeedForwardRun& run = *piece.run;
-    matmul(run.hidden, run.weights->down_proj.row_block(piece.first, piece.count), compute,
-           run.out.columns(piece.first, piece.count));
+    product(run.hidden, run.weights->down_proj.row_block(piece.first, piece.count), compute,
+            run.out.columns(piece.first, piece.count));
   });
 }
 

@@ -32,8 +32,12 @@ struct FeedForwardRun {
   MatrixView<float> out;       ///< [tokens, d]
 };
 
+/// y = x W^T: matmul or panel_matmul.
+using MatmulFunction = void (*)(MatrixView<const float> x, const Weight& weight, DType compute,
+                                MatrixView<float> y);
+
 /// All of `runs`. The threads share the outputs of all of them, block by block, so that many small ones keep
 /// them as busy as a large one; each result has the bits that it has alone.
-void feed_forward(std::span<const FeedForwardRun> runs, DType compute);
+void feed_forward(std::span<const FeedForwardRun> runs, DType compute, MatmulFunction product = matmul);
 
 }  // namespace mla

@@ -6,6 +6,7 @@
 
 #include "mla/core/parallel.h"
 #include "mla/kernels/ops.h"
+#include "mla/kernels/panel_matmul.h"
 
 namespace mla {
 namespace {
@@ -108,7 +109,7 @@ void list_runs(const MoeConfig& config, const MoeWeights& weights, MatrixView<co
   const MatrixView<float> in(scratch.in.data(), choices, x.cols);
   const MatrixView<float> gate = matrix_in(scratch.gate, choices, width);
   const MatrixView<float> up = matrix_in(scratch.up, choices, width);
-  const MatrixView<float> hidden = scratch.keeps_gates ? matrix_in(scratch.hidden, choices, width) : gate;
+  const MatrixView<float> hidden = scratch.for_training ? matrix_in(scratch.hidden, choices, width) : gate;
   const MatrixView<float> out = matrix_in(scratch.out, choices, x.cols);
   scratch.runs.clear();
   for (std::int64_t e = 0; e < config.num_experts; ++e) {
@@ -121,7 +122,7 @@ void list_runs(const MoeConfig& config, const MoeWeights& weights, MatrixView<co
   const std::int64_t shared_width = weights.shared.gate_proj.rows;
   const MatrixView<float> shared_gate = matrix_in(scratch.shared.gate, x.rows, shared_width);
   const MatrixView<float> shared_hidden =
-      scratch.keeps_gates ? matrix_in(scratch.shared_hidden, x.rows, shared_width) : shared_gate;
+      scratch.for_training ? matrix_in(scratch.shared_hidden, x.rows, shared_width) : shared_gate;
   scratch.runs.push_back({&weights.shared, x, shared_gate, matrix_in(scratch.shared.up, x.rows, shared_width),
                           shared_hidden, matrix_in(scratch.shared_out, x.rows, x.cols)});
 }
@@ -165,7 +166,7 @@ void moe_forward(const MoeConfig& config, const MoeWeights& weights, MatrixView<
   group_by_expert(config, scratch);
   gather(config, x, scratch);
   list_runs(config, weights, x, scratch);
-  feed_forward(scratch.runs, compute);
+  feed_forward(scratch.runs, compute, scratch.for_training ? panel_matmul : matmul);
   sum_experts(config, !weights.shared.gate_proj.empty(), scratch, out);
 }
 

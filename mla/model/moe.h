@@ -31,8 +31,8 @@ void route(const MoeConfig& config, const std::vector<float>& bias, MatrixView<c
 
 /// Memory that calls reuse. The choices of all tokens lie grouped by expert, tokens in order.
 struct MoeScratch {
-  bool keeps_gates = false;  ///< gates stay as they are before silu, for backward: hidden lies beside them
-  Buffer<float> logits;      // [tokens, experts]
+  bool for_training = false;  ///< gates stay as they are before silu, hidden beside them; panel_matmul
+  Buffer<float> logits;       // [tokens, experts]
   Routing routing;
   std::vector<std::int64_t> first;  // [experts + 1] an expert's first choice among the grouped ones
   std::vector<std::int64_t> place;  // [tokens * experts_per_token] of each choice in that order
@@ -40,7 +40,7 @@ struct MoeScratch {
       out;                    // of the grouped choices: [choices, d], [choices, width] twice, [choices, d]
   FeedForwardScratch shared;  // of the shared experts
   Buffer<float> shared_out;   // [tokens, d]
-  Buffer<float> hidden, shared_hidden;  // [choices, width] and of the shared experts, if gates are kept
+  Buffer<float> hidden, shared_hidden;  // [choices, width] and of the shared experts, in training
   std::vector<FeedForwardRun> runs;     // one per expert that was chosen, then the shared ones
 };
 

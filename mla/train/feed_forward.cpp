@@ -11,19 +11,19 @@ void feed_forward_taped(const TrainedFeedForward& weights, MatrixView<const floa
   const MatrixView<float> gate = matrix_in(tape.gate, x.rows, width);
   const MatrixView<float> up = matrix_in(tape.up, x.rows, width);
   const MatrixView<float> hidden = matrix_in(tape.hidden, x.rows, width);
-  matmul(x, weights.gate_proj.weight(), compute, gate);
-  matmul(x, weights.up_proj.weight(), compute, up);
+  linear(x, weights.gate_proj, compute, gate);
+  linear(x, weights.up_proj, compute, up);
   parallel_for(x.rows, width * work_of_exp,
                [&](std::int64_t t) { leaf_kernels().swiglu(gate.row(t), up.row(t), hidden.row(t), width); });
-  matmul(hidden, weights.down_proj.weight(), compute, out);
+  linear(hidden, weights.down_proj, compute, out);
 }
 
 void feed_forward_backward(const TrainedFeedForward& weights, const FeedForwardBackwardRun& run,
-                           DType compute, LinearScratch& scratch) {
-  linear_backward(run.hidden, weights.down_proj, run.d_out, compute, scratch, run.d_hidden);
+                           DType compute) {
+  linear_backward(run.hidden, weights.down_proj, run.d_out, compute, run.d_hidden);
   swiglu_backward(run.gate, run.up, run.d_hidden, run.gate, run.up);
-  linear_backward(run.x, weights.gate_proj, run.gate, compute, scratch, run.d_x, run.adds);
-  linear_backward(run.x, weights.up_proj, run.up, compute, scratch, run.d_x, true);
+  linear_pair_backward(run.x, {weights.gate_proj, run.gate}, {weights.up_proj, run.up}, compute, run.d_x,
+                       run.adds);
 }
 
 void feed_forward_backward(const TrainedFeedForward& weights, MatrixView<const float> x,
@@ -34,7 +34,7 @@ void feed_forward_backward(const TrainedFeedForward& weights, MatrixView<const f
   feed_forward_backward(weights,
                         {x, view(tape.gate), view(tape.up), view(tape.hidden), d_out,
                          matrix_in(scratch.d_hidden, x.rows, width), d_x, false},
-                        compute, scratch.linear);
+                        compute);
 }
 
 }  // namespace mla

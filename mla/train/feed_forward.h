@@ -26,10 +26,9 @@ struct FeedForwardBackwardScratch {
   Buffer<float> d_hidden;     // [tokens, width]; of a mixture: [choices, width]
   Buffer<float> d_out, d_in;  // of a mixture: [choices, d]
   Buffer<float> d_logits;     // of a mixture: [tokens, experts]
-  LinearScratch linear;
 };
 
-/// out = the feed-forward of x: feed_forward with a tape, bit for bit.
+/// out = the feed-forward of x: feed_forward with a tape, but for the order of sums.
 void feed_forward_taped(const TrainedFeedForward& weights, MatrixView<const float> x, DType compute,
                         FeedForwardTape& tape, MatrixView<float> out);
 
@@ -49,7 +48,7 @@ struct FeedForwardBackwardRun {
   bool adds;                       ///< to d_x, instead of writing it
 };
 void feed_forward_backward(const TrainedFeedForward& weights, const FeedForwardBackwardRun& run,
-                           DType compute, LinearScratch& scratch);
+                           DType compute);
 
 /// A mixture of experts, as MoeWeights. The bias only chooses: it is moved by load, never by a gradient
 /// (DeepSeek-V3, section 2.1.2).
@@ -67,8 +66,8 @@ struct MoeTape {
   MoeScratch forward;
 };
 
-/// out = the mixture of x: moe_forward with a tape, bit for bit. Adds to load[experts], if not empty, how
-/// many tokens chose each expert.
+/// out = the mixture of x: moe_forward with a tape, but for the order of sums. Adds to load[experts], if not
+/// empty, how many tokens chose each expert.
 void moe_taped(const MoeConfig& config, const TrainedMoe& weights, MatrixView<const float> x, DType compute,
                MoeTape& tape, MatrixView<float> out, std::span<std::int64_t> load);
 

@@ -40,7 +40,7 @@ struct Layer {
 // ---------------------------------------------------------------- forward
 
 void make_queries(const Layer& l, MatrixView<const float> x) {
-  matmul(x, l.w.q_proj.weight(), l.how.compute, l.queries());
+  linear(x, l.w.q_proj, l.how.compute, l.queries());
   rotate_block(l.how, l.s.head_dim, 0, l.queries());
 }
 
@@ -48,9 +48,9 @@ void make_queries(const Layer& l, MatrixView<const float> x) {
 void make_rows(const Layer& l, MatrixView<const float> x) {
   const MatrixView<float> keys = l.in(l.scratch.keys, l.key_width()),
                           values = l.in(l.scratch.new_values, l.key_width()), rows = l.rows();
-  matmul(x, l.w.k_proj.weight(), l.how.compute, keys);
+  linear(x, l.w.k_proj, l.how.compute, keys);
   rotate_block(l.how, l.s.head_dim, 0, keys);
-  matmul(x, l.w.v_proj.weight(), l.how.compute, values);
+  linear(x, l.w.v_proj, l.how.compute, values);
   parallel_for(rows.rows, rows.cols * work_of_value, [&](std::int64_t t) {
     float* row = rows.row(t);
     for (std::int64_t at = 0; at < l.key_width(); at += l.s.head_dim) {
@@ -74,16 +74,15 @@ void make_rows_backward(const Layer& l, MatrixView<const float> x, MatrixView<fl
       std::copy_n(d_row + l.s.head_dim, l.s.head_dim, d_values.row(t) + at);
     }
   });
-  linear_backward(x, l.w.v_proj, d_values, l.how.compute, l.scratch.linear, d_x);
   rotate_block_back(l.how, l.s.head_dim, 0, d_keys);
-  linear_backward(x, l.w.k_proj, d_keys, l.how.compute, l.scratch.linear, d_x, true);
+  linear_pair_backward(x, {l.w.v_proj, d_values}, {l.w.k_proj, d_keys}, l.how.compute, d_x, false);
 }
 
 /// From d_queries to d_x, to which it adds.
 void make_queries_backward(const Layer& l, MatrixView<const float> x, MatrixView<float> d_x) {
   const MatrixView<float> d_queries = l.in(l.scratch.d_queries, l.query_width());
   rotate_block_back(l.how, l.s.head_dim, 0, d_queries);
-  linear_backward(x, l.w.q_proj, d_queries, l.how.compute, l.scratch.linear, d_x, true);
+  linear_backward(x, l.w.q_proj, d_queries, l.how.compute, d_x, true);
 }
 
 }  // namespace
@@ -97,7 +96,7 @@ void heads_taped(const HeadsShape& shape, const TrainedHeads& weights, const Blo
   make_queries(l, x);
   make_rows(l, x);
   attend_block(l.over_itself());
-  matmul(l.values(), weights.o_proj.weight(), how.compute, out);
+  linear(l.values(), weights.o_proj, how.compute, out);
 }
 
 void heads_backward(const HeadsShape& shape, const TrainedHeads& weights, const BlockTraining& how,
@@ -105,7 +104,7 @@ void heads_backward(const HeadsShape& shape, const TrainedHeads& weights, const 
                     HeadsTrainingScratch& scratch, MatrixView<float> d_x) {
   const Layer l{shape, weights, how, tape, scratch};
   const MatrixView<float> d_values = l.in(scratch.d_values, l.query_width());
-  linear_backward(l.values(), weights.o_proj, d_out, how.compute, scratch.linear, d_values);
+  linear_backward(l.values(), weights.o_proj, d_out, how.compute, d_values);
   attend_block_backward(l.over_itself(), d_values, l.in(scratch.d_queries, l.query_width()),
                         l.in(scratch.d_rows, 2 * l.key_width()));
   make_rows_backward(l, x, d_x);

@@ -27,7 +27,6 @@ struct HeadsTrainingScratch {
   Buffer<float> d_values;    // as values
   Buffer<float> d_queries;   // as queries
   Buffer<float> d_rows;      // as rows
-  LinearScratch linear;
 };
 
 /// out [tokens, d] = causal attention of each sequence of x [tokens, d] over itself: gqa_forward without a

@@ -7,14 +7,49 @@
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
 #include "mla/kernels/leaf.h"
-#include "mla/kernels/matmul_backward.h"
+#include "mla/kernels/panel_matmul.h"
 
 namespace mla {
 
+void linear(MatrixView<const float> x, const Trained& weight, DType compute, MatrixView<float> y) {
+  panel_matmul(x, weight.weight(), compute, y);
+}
+
+namespace {
+
+/// d_x = d_y W, or that added to what is there.
+void input_backward(const LinearGradient& layer, DType compute, bool adds, MatrixView<float> d_x) {
+  thread_local PanelFactor w;
+  w.pack(rows_as_depth(layer.weight.value), compute);
+  w.multiply(rows_as_side(layer.d_y), adds, d_x);
+}
+
+/// x as the right factor of d_W = d_y^T x: this thread's, until the next call.
+const PanelFactor& packed_input(MatrixView<const float> x, DType compute) {
+  thread_local PanelFactor packed;
+  packed.pack(rows_as_depth(x), compute);
+  return packed;
+}
+
+void weight_backward(const LinearGradient& layer, const PanelFactor& x) {
+  x.multiply(rows_as_depth(layer.d_y), true, layer.weight.gradient);
+}
+
+}  // namespace
+
 void linear_backward(MatrixView<const float> x, const Trained& weight, MatrixView<const float> d_y,
-                     DType compute, LinearScratch& scratch, MatrixView<float> d_x, bool adds) {
-  if (d_x.data != nullptr) matmul_backward_input(d_y, weight.value, compute, adds, scratch.packed, d_x);
-  matmul_backward_weight(d_y, x, compute, scratch.packed, weight.gradient);
+                     DType compute, MatrixView<float> d_x, bool adds) {
+  if (d_x.data != nullptr) input_backward({weight, d_y}, compute, adds, d_x);
+  weight_backward({weight, d_y}, packed_input(x, compute));
+}
+
+void linear_pair_backward(MatrixView<const float> x, const LinearGradient& one, const LinearGradient& other,
+                          DType compute, MatrixView<float> d_x, bool adds) {
+  input_backward(one, compute, adds, d_x);
+  input_backward(other, compute, true, d_x);
+  const PanelFactor& packed = packed_input(x, compute);
+  weight_backward(one, packed);
+  weight_backward(other, packed);
 }
 
 void rms_norm_backward(MatrixView<const float> x, const Trained& weight, double epsilon,
@@ -104,12 +139,14 @@ double cross_entropy(MatrixView<const float> hidden, const Trained& head, double
   for (const std::int32_t target : targets)
     require(target >= -1 && target < vocab, "cross entropy: found the target {}, expected -1 to {}", target,
             vocab - 1);
+  scratch.output.pack(rows_as_side(head.value), compute);
+  if (wants_gradient) scratch.backward.pack(rows_as_depth(head.value), compute);
   double sum = 0.0;
   for (std::int64_t first = 0; first < hidden.rows; first += loss_tokens) {
     const std::int64_t count = std::min(loss_tokens, hidden.rows - first);
     const MatrixView<const float> some = hidden.block(first, count);
     const MatrixView<float> logits = matrix_in(scratch.logits, count, vocab);
-    matmul(some, head.weight(), compute, logits);
+    scratch.output.multiply(rows_as_side(some), false, logits);
     std::array<double, loss_tokens> losses;
     parallel_for(count, vocab * work_of_exp, [&](std::int64_t t) {
       losses[static_cast<std::size_t>(t)] =
@@ -117,8 +154,9 @@ double cross_entropy(MatrixView<const float> hidden, const Trained& head, double
                      wants_gradient);
     });
     for (std::int64_t t = 0; t < count; ++t) sum += losses[static_cast<std::size_t>(t)];
-    if (wants_gradient)
-      linear_backward(some, head, logits, compute, scratch.linear, d_hidden.block(first, count));
+    if (!wants_gradient) continue;
+    scratch.backward.multiply(rows_as_side(logits), false, d_hidden.block(first, count));
+    weight_backward({head, logits}, packed_input(some, compute));
   }
   return sum;
 }

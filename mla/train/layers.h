@@ -3,7 +3,7 @@
 #include <span>
 
 #include "mla/core/tensor.h"
-#include "mla/kernels/panel.h"
+#include "mla/kernels/panel_matmul.h"
 #include "mla/train/parameters.h"
 
 // The layers that most others are made of, backward. d_y is the gradient of the loss by y. Gradients of
@@ -13,14 +13,21 @@
 
 namespace mla {
 
-/// Memory that calls of linear_backward reuse.
-struct LinearScratch {
-  Buffer<PanelUnit> packed;  // an operand of a product (matmul_backward.h)
-};
+/// y = x W^T, as matmul but for the order of the sums.
+void linear(MatrixView<const float> x, const Trained& weight, DType compute, MatrixView<float> y);
 
-/// Of y = x W^T (matmul): d_x = d_y W unless d_x is empty, added to what is there if `adds`; d_W += d_y^T x.
+/// Of linear: d_x = d_y W unless d_x is empty, added to what is there if `adds`; d_W += d_y^T x.
 void linear_backward(MatrixView<const float> x, const Trained& weight, MatrixView<const float> d_y,
-                     DType compute, LinearScratch& scratch, MatrixView<float> d_x, bool adds = false);
+                     DType compute, MatrixView<float> d_x, bool adds = false);
+
+/// A linear layer on its way back.
+struct LinearGradient {
+  const Trained& weight;
+  MatrixView<const float> d_y;
+};
+/// Of two linear layers of the same x: d_x = d_y W of both, added to what is there if `adds`.
+void linear_pair_backward(MatrixView<const float> x, const LinearGradient& one, const LinearGradient& other,
+                          DType compute, MatrixView<float> d_x, bool adds);
 
 /// Of y = rms_norm(x, weight, epsilon): d_x += and d_weight +=. y isn't needed: it is computed again.
 void rms_norm_backward(MatrixView<const float> x, const Trained& weight, double epsilon,
@@ -37,8 +44,8 @@ void embedding_backward(std::span<const std::int32_t> ids, double scale, MatrixV
 
 /// Memory that calls of cross_entropy reuse: of a few tokens at a time, never of all.
 struct CrossEntropyScratch {
-  Buffer<float> logits;  // [some tokens, vocab]
-  LinearScratch linear;
+  Buffer<float> logits;          // [some tokens, vocab]
+  PanelFactor output, backward;  // the head, packed for logits and for d_hidden
 };
 
 /// The sum over tokens of -log softmax(logit_scale * head hidden[t])[targets[t]], in nats; a target of -1

@@ -67,12 +67,12 @@ struct Layer {
 void make_queries(const Layer& l, MatrixView<const float> x) {
   const MlaShape& s = l.s;
   if (s.q_lora_rank > 0) {
-    matmul(x, l.w.q_a_proj.weight(), l.how.compute, l.query_latent());
+    linear(x, l.w.q_a_proj, l.how.compute, l.query_latent());
     const MatrixView<float> normed = l.in(l.scratch.normed, s.q_lora_rank);
     rms_norm(l.query_latent(), l.w.q_a_norm.vector(), s.norm_epsilon, normed);
-    matmul(normed, l.w.q_b_proj.weight(), l.how.compute, l.queries());
+    linear(normed, l.w.q_b_proj, l.how.compute, l.queries());
   } else {
-    matmul(x, l.w.q_proj.weight(), l.how.compute, l.queries());
+    linear(x, l.w.q_proj, l.how.compute, l.queries());
   }
   rotate_block(l.how, s.qk_head_dim(), s.qk_nope_head_dim, l.queries());
 }
@@ -80,7 +80,7 @@ void make_queries(const Layer& l, MatrixView<const float> x) {
 /// c_kv before and after its norm, and the rotated key that all heads share.
 void make_latents(const Layer& l, MatrixView<const float> x) {
   const MlaShape& s = l.s;
-  matmul(x, l.w.kv_a_proj.weight(), l.how.compute, l.latents());
+  linear(x, l.w.kv_a_proj, l.how.compute, l.latents());
   const MatrixView<float> normed = l.absorbs() ? l.rows().columns(0, s.kv_lora_rank) : l.c_kv();
   rms_norm(l.latents().columns(0, s.kv_lora_rank), l.w.kv_a_norm.vector(), s.norm_epsilon, normed);
   rotate_block(l.how, s.latent_width(), s.kv_lora_rank, l.latents());
@@ -90,7 +90,7 @@ void make_latents(const Layer& l, MatrixView<const float> x) {
 void make_head_rows(const Layer& l) {
   const MlaShape& s = l.s;
   const MatrixView<float> expanded = l.in(l.scratch.expanded, s.num_heads * l.expanded_head());
-  matmul(l.c_kv(), l.w.kv_b_proj.weight(), l.how.compute, expanded);
+  linear(l.c_kv(), l.w.kv_b_proj, l.how.compute, expanded);
   const MatrixView<float> rows = l.rows(), latents = l.latents();
   parallel_for(l.tokens(), rows.cols * work_of_value, [&](std::int64_t t) {
     const float* k_and_v = expanded.row(t);
@@ -124,7 +124,7 @@ void absorb_queries(const Layer& l) {
 /// Absorbed: W_UV behind the sum over latents.
 void project_context(const Layer& l) {
   for (std::int64_t h = 0; h < l.s.num_heads; ++h) {
-    matmul(head(l.context(), h, l.s.kv_lora_rank), l.w.w_uv(l.s, h).weight(), l.how.compute,
+    linear(head(l.context(), h, l.s.kv_lora_rank), l.w.w_uv(l.s, h), l.how.compute,
            head(l.values(), h, l.s.v_head_dim));
   }
 }
@@ -135,16 +135,15 @@ void make_queries_backward(const Layer& l, MatrixView<const float> x, MatrixView
   const MlaShape& s = l.s;
   const MatrixView<float> d_queries = l.in(l.scratch.d_queries, s.num_heads * s.qk_head_dim());
   rotate_block_back(l.how, s.qk_head_dim(), s.qk_nope_head_dim, d_queries);
-  if (s.q_lora_rank == 0)
-    return linear_backward(x, l.w.q_proj, d_queries, l.how.compute, l.scratch.linear, d_x, true);
+  if (s.q_lora_rank == 0) return linear_backward(x, l.w.q_proj, d_queries, l.how.compute, d_x, true);
   const MatrixView<float> normed = l.in(l.scratch.normed, s.q_lora_rank);
   rms_norm(l.query_latent(), l.w.q_a_norm.vector(), s.norm_epsilon, normed);
   const MatrixView<float> both = matrix_in(l.scratch.d_query_latent, 2 * l.tokens(), s.q_lora_rank);
   const MatrixView<float> d_normed = both.block(0, l.tokens()), d_latent = both.block(l.tokens(), l.tokens());
-  linear_backward(normed, l.w.q_b_proj, d_queries, l.how.compute, l.scratch.linear, d_normed);
+  linear_backward(normed, l.w.q_b_proj, d_queries, l.how.compute, d_normed);
   std::fill_n(d_latent.data, d_latent.rows * d_latent.cols, 0.0f);
   rms_norm_backward(l.query_latent(), l.w.q_a_norm, s.norm_epsilon, d_normed, d_latent);
-  linear_backward(x, l.w.q_a_proj, d_latent, l.how.compute, l.scratch.linear, d_x, true);
+  linear_backward(x, l.w.q_a_proj, d_latent, l.how.compute, d_x, true);
 }
 
 /// From d_c_kv and the rope part of d_latents. Writes d_x.
@@ -156,7 +155,7 @@ void make_latents_backward(const Layer& l, MatrixView<const float> x, MatrixView
   for (std::int64_t t = 0; t < d_c.rows; ++t) std::fill_n(d_c.row(t), d_c.cols, 0.0f);
   rms_norm_backward(l.latents().columns(0, s.kv_lora_rank), l.w.kv_a_norm, s.norm_epsilon,
                     l.in(l.scratch.d_c_kv, s.kv_lora_rank), d_c);
-  linear_backward(x, l.w.kv_a_proj, d_latents, l.how.compute, l.scratch.linear, d_x);
+  linear_backward(x, l.w.kv_a_proj, d_latents, l.how.compute, d_x);
 }
 
 /// Explicit: from d_rows to d_c_kv and the rope part of d_latents, which all heads share.
@@ -176,8 +175,7 @@ void make_head_rows_backward(const Layer& l) {
       d_k_and_v = std::copy_n(d_row + s.qk_head_dim(), s.v_head_dim, d_k_and_v);
     }
   });
-  linear_backward(l.c_kv(), l.w.kv_b_proj, d_expanded, l.how.compute, l.scratch.linear,
-                  l.in(l.scratch.d_c_kv, s.kv_lora_rank));
+  linear_backward(l.c_kv(), l.w.kv_b_proj, d_expanded, l.how.compute, l.in(l.scratch.d_c_kv, s.kv_lora_rank));
 }
 
 /// Absorbed: from d_absorbed to d_queries and W_UK, from d_rows to d_c_kv and d_latents.
@@ -188,10 +186,10 @@ void absorb_queries_backward(const Layer& l) {
   for (std::int64_t h = 0; h < s.num_heads; ++h) {
     const MatrixView<float> d_a = head(d_absorbed, h, s.latent_width()).columns(0, s.kv_lora_rank);
     const MatrixView<float> q = head(l.queries(), h, s.qk_head_dim()).columns(0, s.qk_nope_head_dim);
-    matmul(d_a, l.w.w_uk(s, h).weight(), l.how.compute,
+    linear(d_a, l.w.w_uk(s, h), l.how.compute,
            head(d_queries, h, s.qk_head_dim()).columns(0, s.qk_nope_head_dim));
     // a = q W_UK is the linear layer read backwards: q takes the place of d_y and d_a that of x.
-    linear_backward(d_a, l.w.w_uk(s, h), q, l.how.compute, l.scratch.linear, {});
+    linear_backward(d_a, l.w.w_uk(s, h), q, l.how.compute, {});
   }
   const MatrixView<float> d_rows = l.in(l.scratch.d_rows, s.latent_width());
   const MatrixView<float> d_c_kv = l.in(l.scratch.d_c_kv, s.kv_lora_rank);
@@ -219,8 +217,7 @@ MatrixView<float> project_context_backward(const Layer& l, MatrixView<float> d_v
   const MatrixView<float> d_context = l.in(l.scratch.d_context, l.s.num_heads * l.s.kv_lora_rank);
   for (std::int64_t h = 0; h < l.s.num_heads; ++h) {
     linear_backward(head(l.context(), h, l.s.kv_lora_rank), l.w.w_uv(l.s, h),
-                    head(d_values, h, l.s.v_head_dim), l.how.compute, l.scratch.linear,
-                    head(d_context, h, l.s.kv_lora_rank));
+                    head(d_values, h, l.s.v_head_dim), l.how.compute, head(d_context, h, l.s.kv_lora_rank));
   }
   return d_context;
 }
@@ -246,7 +243,7 @@ void mla_taped(const MlaShape& shape, const TrainedMla& weights, const MlaTraini
   l.absorbs() ? absorb_queries(l) : make_head_rows(l);
   attend_block(l.over_itself());
   if (l.absorbs()) project_context(l);
-  matmul(l.values(), weights.o_proj.weight(), how.compute, out);
+  linear(l.values(), weights.o_proj, how.compute, out);
 }
 
 void mla_backward(const MlaShape& shape, const TrainedMla& weights, const MlaTraining& how,
@@ -254,7 +251,7 @@ void mla_backward(const MlaShape& shape, const TrainedMla& weights, const MlaTra
                   MlaTrainingScratch& scratch, MatrixView<float> d_x) {
   const Layer l{shape, weights, how, tape, scratch};
   const MatrixView<float> d_values = l.in(scratch.d_values, shape.num_heads * shape.v_head_dim);
-  linear_backward(l.values(), weights.o_proj, d_out, how.compute, scratch.linear, d_values);
+  linear_backward(l.values(), weights.o_proj, d_out, how.compute, d_values);
   const MatrixView<float> d_attended = l.absorbs() ? project_context_backward(l, d_values) : d_values;
   attend_rows_backward(l, d_attended);
   l.absorbs() ? absorb_queries_backward(l) : make_head_rows_backward(l);

@@ -51,7 +51,6 @@ struct MlaTrainingScratch {
   Buffer<float> d_c_kv;          // [tokens, d_c]
   Buffer<float> d_latents;       // as latents
   Buffer<float> d_query_latent;  // [tokens, d_c'], twice
-  LinearScratch linear;
 };
 
 /// out [tokens, d] = causal attention of each sequence of x [tokens, d] over itself: mla_forward without a

@@ -70,12 +70,11 @@ void experts_backward(const MoeConfig& config, const TrainedMoe& weights, Matrix
   const auto run = [&](std::int64_t e) {
     const std::int64_t first = forward.first[e], count = forward.first[e + 1] - first;
     if (count == 0) return;
-    thread_local LinearScratch memory;
     feed_forward_backward(
         weights.experts[static_cast<std::size_t>(e)],
         {in.block(first, count), gate.block(first, count), up.block(first, count), hidden.block(first, count),
          d_choices.block(first, count), d_hidden.block(first, count), d_in.block(first, count), false},
-        compute, memory);
+        compute);
   };
   // Many experts are dealt out to the threads, which then don't wait for each other; few share each one.
   const std::int64_t experts = config.num_experts;
@@ -100,7 +99,7 @@ void moe_taped(const MoeConfig& config, const TrainedMoe& weights, MatrixView<co
                MoeTape& tape, MatrixView<float> out, std::span<std::int64_t> load) {
   require(load.empty() || static_cast<std::int64_t>(load.size()) == config.num_experts,
           "mixture: found {} loads, expected none or {}", load.size(), config.num_experts);
-  tape.forward.keeps_gates = true;
+  tape.forward.for_training = true;
   moe_forward(config, weights.weights(), x, compute, tape.forward, out);
   tape.forward.runs.clear();  // they point to weights that are gone
   for (std::size_t e = 0; e < load.size(); ++e) load[e] += tape.forward.first[e + 1] - tape.forward.first[e];
@@ -118,7 +117,7 @@ void moe_backward(const MoeConfig& config, const TrainedMoe& weights, MatrixView
   experts_backward(config, weights, d_choices, compute, forward, matrix_in(scratch.d_hidden, choices, width),
                    d_in);
 
-  linear_backward(x, weights.gate, d_logits, DType::f32, scratch.linear, d_x);
+  linear_backward(x, weights.gate, d_logits, DType::f32, d_x);
   parallel_for(x.rows, k * x.cols * work_of_value, [&](std::int64_t t) {
     for (std::int64_t i = t * k; i < (t + 1) * k; ++i)
       add_scaled(d_in.block(forward.place[i], 1), 1.0, d_x.block(t, 1));
@@ -129,7 +128,7 @@ void moe_backward(const MoeConfig& config, const TrainedMoe& weights, MatrixView
   feed_forward_backward(weights.shared,
                         {x, view(forward.shared.gate), view(forward.shared.up), view(forward.shared_hidden),
                          d_out, matrix_in(scratch.d_hidden, x.rows, shared), d_x, true},
-                        compute, scratch.linear);
+                        compute);
 }
 
 void move_bias(std::span<const std::int64_t> load, double rate, const Trained& bias) {
