@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "support/attention_gradient.h"
+#include "support/dense_problem.h"
 #include "support/edge.h"
 #include "support/oracle.h"
 
@@ -19,65 +20,12 @@ namespace {
 
 using test::Edge;
 using test::GradientAnswer;
-using test::PlainRows;
 using test::Random;
+using test::Sizes;
+using Problem = test::DenseProblem;
 
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 constexpr float infinity = std::numeric_limits<float>::infinity();
-
-struct Sizes {
-  AttentionShape shape;
-  std::int64_t tokens, length;
-  bool latent;
-};
-
-/// Random queries, rows and d_out of one shape, and what forward left behind. Queries lie strided, with NaN
-/// between them, as do the heads of a row.
-struct Problem {
-  Problem(const Sizes& sizes, Random& random, double spread = 1)
-      : shape(sizes.shape), tokens(sizes.tokens), latent(sizes.latent) {
-    shape.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.d_qk)));
-    head_stride = shape.d_qk + 3;
-    token_stride = shape.h_q * head_stride + 5;
-    queries.assign(static_cast<std::size_t>(tokens > 0 ? tokens * token_stride - 8 : 0), nan);
-    for (std::int64_t i = 0; i < tokens * shape.h_q; ++i)
-      fill(queries, query_at(i), shape.d_qk, random, spread);
-    rows.length = sizes.length;
-    rows.value_offset = latent ? 0 : shape.d_qk + 1;
-    rows.head_width = (latent ? shape.d_qk : rows.value_offset + shape.d_v) + 2;
-    rows.width = shape.h_kv * rows.head_width + 3;
-    rows.data.assign(static_cast<std::size_t>(rows.length * rows.width), nan);
-    for (std::int64_t r = 0; r < rows.length; ++r) {
-      for (std::int64_t h = 0; h < shape.h_kv; ++h) {
-        const std::int64_t key = r * rows.width + h * rows.head_width;
-        fill(rows.data, key, shape.d_qk, random, spread);
-        if (!latent) fill(rows.data, key + rows.value_offset, shape.d_v, random, 1);
-      }
-    }
-    d_out = random.values(tokens * shape.h_q * shape.d_v);
-    const auto forward = test::plain_attention(shape, query_view(), rows);
-    for (const double x : forward.out) out.push_back(static_cast<float>(x));
-    for (const double x : forward.lse) lse.push_back(static_cast<float>(x));
-  }
-
-  std::int64_t query_at(std::int64_t i) const {
-    return i / shape.h_q * token_stride + i % shape.h_q * head_stride;
-  }
-  static void fill(std::vector<float>& to, std::int64_t at, std::int64_t count, Random& random,
-                   double spread) {
-    const std::vector<float> values = random.values(count, spread);
-    std::copy(values.begin(), values.end(), to.begin() + at);
-  }
-  QueryView query_view() const { return {queries.data(), tokens, token_stride, head_stride}; }
-  RowShape row_shape() const { return {rows.width, rows.head_width, rows.value_offset}; }
-  GradientAnswer answer() const { return plain_attention_gradient(shape, query_view(), rows, d_out); }
-
-  AttentionShape shape;
-  std::int64_t tokens, head_stride, token_stride;
-  bool latent;
-  std::vector<float> queries, d_out, out, lse;
-  PlainRows rows;
-};
 
 /// Memory of a problem that ends where its last value does, the gradients filled with what was there before.
 struct Call {
@@ -115,10 +63,8 @@ std::unique_ptr<Call> run(const Problem& p, const LeafKernels& leaf = leaf_kerne
   return call;
 }
 
-std::string describe(const Problem& p, Isa isa) {
-  const AttentionShape& s = p.shape;
-  return fmt::format("h_q {} h_kv {} d_qk {} d_v {} causal {} tokens {} rows {} latent {} {}", s.h_q, s.h_kv,
-                     s.d_qk, s.d_v, s.causal, p.tokens, p.rows.length, p.latent, name_of(isa));
+GradientAnswer answer_of(const Problem& p) {
+  return plain_attention_gradient(p.shape, p.query_view(), p.rows, p.d_out);
 }
 
 /// The largest error of a value relative to what was added up for it; NaN wins.
@@ -161,7 +107,7 @@ void expect_near(const Problem& p, const GradientAnswer& expected, Call& found, 
 }
 
 void check_all_isas(const Problem& p, double tolerance = 4e-6) {
-  const GradientAnswer expected = p.answer();
+  const GradientAnswer expected = answer_of(p);
   for (const Isa isa : test::supported_isas())
     expect_near(p, expected, *run(p, leaf_kernels(isa)), describe(p, isa), tolerance);
 }
@@ -192,7 +138,7 @@ TEST(AttentionBackwardTest, SlowVersionIsTheSlopeOfForward) {
        {Sizes{{2, 2, 3, 2, 1, true}, 3, 5, false}, Sizes{{4, 2, 3, 4, 1, true}, 3, 3, false},
         Sizes{{3, 1, 5, 2, 1, true}, 4, 2, true}, Sizes{{2, 1, 2, 2, 1, false}, 2, 4, true}}) {
     Problem p(sizes, random);
-    const GradientAnswer answer = p.answer();
+    const GradientAnswer answer = answer_of(p);
     const std::string where = describe(p, Isa::scalar);
     for (std::int64_t i = 0; i < p.tokens * p.shape.h_q; ++i) {
       for (std::int64_t c = 0; c < p.shape.d_qk; ++c)
@@ -265,7 +211,7 @@ TEST(AttentionBackwardTest, QueriesThatSeeNothingGetAndAddNothing) {
     for (const std::int64_t length : {0, 1, 3, 64}) {
       for (const std::int64_t hidden : {1, 5, 64, 80}) {
         const Problem p({{4, 2, 12, 8, 1, true}, length + hidden, length, latent}, random);
-        const GradientAnswer expected = p.answer();
+        const GradientAnswer expected = answer_of(p);
         for (const Isa isa : test::supported_isas()) {
           const auto found = run(p, leaf_kernels(isa));
           expect_near(p, expected, *found, describe(p, isa));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "mla/attention/head_tiles.h"
 #include "mla/core/buffer.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
@@ -13,21 +14,6 @@ namespace {
 
 /// Query heads of one kv head that one unit of work takes.
 constexpr std::int64_t unit_heads = 8;
-/// Floats of a block of queries with its d_out and d_q: 1 MiB, as much as an L2 cache holds.
-constexpr std::int64_t block_floats = 1 << 18;
-
-std::int64_t blocks_of(std::int64_t count, std::int64_t size) {
-  return (count + size - 1) / size;
-}
-
-/// Queries of one block, for which a tile of keys is prepared once: even shares in whole tiles.
-std::int64_t block_queries_of(const AttentionShape& s, std::int64_t tokens) {
-  const std::int64_t floats = 2 * gradient_stride(s.d_qk) + gradient_stride(s.d_v);
-  const std::int64_t most = std::clamp(block_floats / floats, gradient_queries, std::int64_t{1024});
-  const std::int64_t blocks = std::max(std::int64_t{1}, blocks_of(tokens, most));
-  return blocks_of(blocks_of(tokens, blocks), gradient_queries) * gradient_queries;
-}
-
 /// A thread's memory, reused from call to call.
 struct Scratch {
   Buffer<float> memory;
@@ -90,16 +76,17 @@ class HeadGradient {
         key_(s_.rows + unit.kv_head * rows.head_stride),
         row_stride_(rows.row_stride),
         value_offset_(rows.value_offset),
-        block_queries_(block_queries_of(shape, s_.queries.tokens)),
+        tiles_{s_.queries.tokens, s_.length, shape.causal,
+               2 * gradient_stride(shape.d_qk) + gradient_stride(shape.d_v)},
         scratch_(thread_scratch()) {
-    scratch_.lay_out(shape, block_queries_);
+    scratch_.lay_out(shape, tiles_.block());
   }
 
   void run() const {
-    for (std::int64_t first = 0; first < s_.queries.tokens; first += block_queries_) {
-      const std::int64_t count = std::min(block_queries_, s_.queries.tokens - first);
+    for (std::int64_t first = 0; first < s_.queries.tokens; first += tiles_.block()) {
+      const std::int64_t count = std::min(tiles_.block(), s_.queries.tokens - first);
       load_queries(first, count);
-      const std::int64_t seen = std::min(s_.length, first_hidden(first + count - 1));
+      const std::int64_t seen = tiles_.seen(first + count - 1);
       for (std::int64_t row = 0; row < seen; row += gradient_keys) {
         const std::int64_t keys = std::min(gradient_keys, seen - row);
         load_keys(row, keys);
@@ -115,10 +102,6 @@ class HeadGradient {
   std::int64_t qk_stride() const { return gradient_stride(shape_.d_qk); }
   std::int64_t v_stride() const { return gradient_stride(shape_.d_v); }
   bool is_latent() const { return value_offset_ == 0; }
-  /// The first row that a query does not see.
-  std::int64_t first_hidden(std::int64_t token) const {
-    return shape_.causal ? s_.length - s_.queries.tokens + token + 1 : s_.length;
-  }
 
   void load_queries(std::int64_t first, std::int64_t count) const {
     const QueryView& q = s_.queries;
@@ -158,8 +141,7 @@ class HeadGradient {
   /// Queries of the block from `query` against the loaded keys.
   void add_tile(std::int64_t first, std::int64_t query, std::int64_t queries, std::int64_t row,
                 std::int64_t keys) const {
-    const std::int64_t shift =
-        shape_.causal ? std::min(first_hidden(first + query) - 1 - row, gradient_keys) : gradient_keys;
+    const std::int64_t shift = tiles_.shift(first + query, row);
     if (queries - 1 + shift < 0) return;
     const std::int64_t qk = query * qk_stride(), v = query * v_stride();
     kernels_.tile({shape_.d_qk, shape_.d_v, queries, keys, shift, shape_.scale, scratch_.q + qk,
@@ -185,31 +167,10 @@ class HeadGradient {
   const LeafKernels& leaf_;
   const GradientKernels& kernels_;
   const float* key_;  ///< row 0's, of the kv head
-  std::int64_t row_stride_, value_offset_, block_queries_;
+  std::int64_t row_stride_, value_offset_;
+  HeadTiles tiles_;
   Scratch& scratch_;
 };
-
-void check(const AttentionShape& s, const RowShape& rows, std::span<const AttentionGradient> sequences) {
-  require(s.h_q >= 1 && s.h_kv >= 1 && s.d_qk >= 1 && s.d_v >= 1 && s.h_q % s.h_kv == 0,
-          "attention backward: found h_q {}, h_kv {}, d_qk {}, d_v {}, expected positive sizes and h_q a "
-          "multiple of h_kv",
-          s.h_q, s.h_kv, s.d_qk, s.d_v);
-  require(rows.value_offset == 0 ? s.d_v <= s.d_qk : rows.value_offset >= s.d_qk,
-          "attention backward: found d_qk {}, d_v {}, values {} floats behind keys, expected them behind the "
-          "key, or as a part of it",
-          s.d_qk, s.d_v, rows.value_offset);
-  const std::int64_t head = rows.value_offset == 0 ? s.d_qk : rows.value_offset + s.d_v;
-  require(
-      (s.h_kv == 1 || rows.head_stride >= head) && rows.row_stride >= (s.h_kv - 1) * rows.head_stride + head,
-      "attention backward: found {} kv heads {} floats apart in rows {} floats apart, expected room for "
-      "heads of {} floats",
-      s.h_kv, rows.head_stride, rows.row_stride, head);
-  for (const AttentionGradient& sequence : sequences) {
-    require(sequence.length >= 0 && sequence.queries.tokens >= 0,
-            "attention backward: found {} tokens over {} rows, expected no negative numbers",
-            sequence.queries.tokens, sequence.length);
-  }
-}
 
 /// All units of a call. The first of a kv head adds to d_rows itself, the others to memory of their own.
 class Units {
@@ -217,7 +178,7 @@ class Units {
   Units(const AttentionShape& shape, const RowShape& rows, std::span<const AttentionGradient> sequences)
       : shape_(shape),
         rows_(rows),
-        parts_(blocks_of(shape.h_q / shape.h_kv, unit_heads)),
+        parts_((shape.h_q / shape.h_kv + unit_heads - 1) / unit_heads),
         part_width_(shape.d_qk + (rows.value_offset == 0 ? 0 : shape.d_v)) {
     std::int64_t lengths = 0;
     for (const AttentionGradient& s : sequences) lengths += s.length;
@@ -295,7 +256,9 @@ class Units {
 
 void attend_backward(const AttentionShape& shape, const RowShape& rows,
                      std::span<const AttentionGradient> sequences, const LeafKernels& leaf) {
-  check(shape, rows, sequences);
+  check_rows("attention backward", shape, rows);
+  for (const AttentionGradient& s : sequences)
+    check_lengths("attention backward", s.queries.tokens, s.length);
   Units(shape, rows, sequences).run(leaf);
 }
 

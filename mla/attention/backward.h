@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <span>
 
-#include "mla/attention/shape.h"
+#include "mla/attention/head_tiles.h"
 #include "mla/kernels/leaf.h"
 
 namespace mla {
@@ -18,14 +18,6 @@ struct AttentionGradient {
   const float* d_out;  ///< [tokens][h_q][d_v]
   float* d_queries;    ///< as queries lie; written
   float* d_rows;       ///< [length][row_stride]; added to
-};
-
-/// Where keys and values lie in a row of f32: [k | v] per kv head, or one latent whose first d_v values are
-/// the value. Counted in floats.
-struct RowShape {
-  std::int64_t row_stride = 0;
-  std::int64_t head_stride = 0;   ///< from one kv head to the next
-  std::int64_t value_offset = 0;  ///< from a head's key to its value; 0: the value is a part of the key
 };
 
 /// The gradient of `attend` by queries and rows of each sequence (Dao 2023, "FlashAttention-2", algorithm 2):

@@ -74,6 +74,11 @@ struct Lanes {
   /// a < b ? x : y, lane by lane.
   static F where_less(F a, F b, F x, F y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 
+  static float reduce_max(F x) {
+    __m128 top = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    return _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
+  }
   static float reduce_add(F x) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -119,6 +124,6 @@ const LeafKernels avx2_kernels = make_kernels(Isa::avx2);
 const ProductKernels avx2_products = vector_products;
 const PanelKernels avx2_panels = vector_panels;
 const AttendKernel avx2_f32_attend = vector_f32_attend;
-const GradientKernels avx2_gradients = {gradient_tile, transpose};
+const GradientKernels avx2_gradients = {forward_tile, gradient_tile, transpose};
 
 }  // namespace mla

@@ -68,6 +68,7 @@ struct Lanes {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
   }
 
+  static float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
   static float reduce_add(F x) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
@@ -108,6 +109,6 @@ const LeafKernels avx512_bf16_kernels = make_kernels(Isa::avx512_bf16);
 const ProductKernels avx512_products = vector_products;
 const PanelKernels avx512_panels = vector_panels;
 const AttendKernel avx512_f32_attend = vector_f32_attend;
-const GradientKernels avx512_gradients = {gradient_tile, transpose};
+const GradientKernels avx512_gradients = {forward_tile, gradient_tile, transpose};
 
 }  // namespace mla

@@ -5,9 +5,10 @@
 
 namespace mla {
 
-// The backward of attention, tile by tile: some queries of one head against some rows of its kv head. All of
-// a tile is dense f32 that attend_backward copied there, so the kernels meet neither strides of whole tokens
-// (whose rows would share the same few sets of the L1 cache) nor the ends of anybody's memory.
+// Attention in training, forward and backward, tile by tile: some queries of one head against some rows of
+// its kv head. All of a tile is dense f32 that attend_forward or attend_backward copied there, so the kernels
+// meet neither strides of whole tokens (whose rows would share the same few sets of the L1 cache) nor the
+// ends of anybody's memory.
 
 /// Most queries and keys of one tile.
 constexpr std::int64_t gradient_queries = 64, gradient_keys = 96;
@@ -42,8 +43,25 @@ struct GradientTile {
   std::int64_t d_value_stride;
 };
 
+/// One tile of the forward, as GradientTile but for what is made: the running sums of a softmax.
+struct ForwardTile {
+  std::int64_t d_qk, d_v;
+  std::int64_t queries, keys;
+  std::int64_t shift;
+  float scale;
+  const float* q;
+  const float* k_by_column;
+  const float* v;  ///< [keys][d_v], zeros behind d_v
+  float* weights;  ///< [queries][gradient_keys] working memory
+  float* max;      ///< [queries] largest scaled score so far; at first the lowest float
+  float* sum;      ///< [queries] of exp(scaled score - max)
+  float* out;      ///< [queries][d_v] of exp(scaled score - max) v
+};
+
 /// The kernels of one instruction set. They use one thread, allocate nothing and never fail.
 struct GradientKernels {
+  /// Adds the tile to max, sum and out.
+  void (*forward)(const ForwardTile&);
   /// weights = exp(scale q k^T - lse), d_scores = scale weights (d_out v^T - delta), both 0 where a key is
   /// not seen; d_v += weights^T d_out, d_q += d_scores k, d_k += d_scores^T q.
   void (*tile)(const GradientTile&);

@@ -1,11 +1,11 @@
 #pragma once
-// The kernels of attention's backward (gradient.h), written once over the `Lanes` of each instruction set and
-// to be included behind leaf_math.h, which defines F and W: everything here is in the anonymous namespace of
-// the file that includes it.
+// The kernels of attention in training (gradient.h), written once over the `Lanes` of each instruction set
+// and to be included behind leaf_math.h, which defines F and W: everything here is in the anonymous namespace
+// of the file that includes it.
 //
-// All five products are one loop, c[i][j] += sum over k of a[i][k] * b[k][j], whose b and c come in by
-// vectors along j and whose a by broadcasts, so that it may as well lie transposed. Under the diagonal each
-// takes only what some query of the block sees.
+// All products, two forward and five backward, are one loop, c[i][j] += sum over k of a[i][k] * b[k][j],
+// whose b and c come in by vectors along j and whose a by broadcasts, so that it may as well lie transposed.
+// Under the diagonal each takes only what some query of the block sees.
 #include "mla/kernels/gradient.h"
 
 namespace mla {
@@ -111,10 +111,74 @@ void gradient_product(const GradientProduct& p) {
   }
 }
 
-/// Makes weights of a query's scores, and gradients by scores of those by weights: keys [0, seen), behind
-/// which zeros follow up to `padded`.
-void gradient_softmax(float* scores, float* d_weights, std::int64_t seen, std::int64_t padded, float scale,
-                      float lse, float delta) {
+/// Where the keys that a query of a tile sees end, and the zeros behind them: those that its block of rows
+/// reads.
+struct SeenKeys {
+  std::int64_t seen, padded;
+  SeenKeys(std::int64_t query, std::int64_t keys, std::int64_t shift) {
+    const std::int64_t last = query / gradient_rows * gradient_rows + gradient_rows - 1;  // of the block
+    const std::int64_t in_block = most(0, least(keys, last + shift + 1));
+    seen = most(0, least(keys, query + shift + 1));
+    padded = (in_block + gradient_pad - 1) / gradient_pad * gradient_pad;
+  }
+};
+
+/// Zeros at [j, end), whole vectors.
+inline void clear(float* x, std::int64_t j, std::int64_t end) {
+  for (; j < end; j += W) Lanes::store(x + j, Lanes::zero());
+}
+
+/// Makes weights of a query's scores, by the largest score so far, which it raises; returns what sums so far
+/// shrink by.
+float forward_softmax(float* scores, SeenKeys keys, float scale, float& max, float& sum) {
+  const F s = Lanes::set(scale);
+  float lanes[W];
+  F tops = Lanes::set(max);
+  std::int64_t j = 0;
+  for (; j + W <= keys.seen; j += W) tops = Lanes::max(tops, Lanes::mul(Lanes::load(scores + j), s));
+  Lanes::store(lanes, tops);
+  if (j < keys.seen) {
+    Lanes::store_part(lanes, Lanes::max(tops, Lanes::mul(Lanes::load(scores + j), s)), keys.seen - j);
+    tops = Lanes::load(lanes);
+  }
+  const float top = Lanes::reduce_max(tops);
+  const F minus_top = Lanes::set(-top);
+  F sums = Lanes::zero();
+  for (j = 0; j < keys.seen; j += W) {
+    const F weight = Lanes::exp(Lanes::fma(Lanes::load(scores + j), s, minus_top));
+    if (j + W > keys.seen) Lanes::store(scores + j, Lanes::zero());
+    Lanes::store_part(scores + j, weight, least(W, keys.seen - j));
+    sums = Lanes::add(sums, Lanes::load(scores + j));
+  }
+  clear(scores, j, keys.padded);
+  Lanes::store(lanes, Lanes::exp(Lanes::set(max - top)));
+  sum = sum * lanes[0] + Lanes::reduce_add(sums);
+  max = top;
+  return lanes[0];
+}
+
+void forward_tile(const ForwardTile& t) {
+  const std::int64_t qk = gradient_stride(t.d_qk), v = gradient_stride(t.d_v), keys = gradient_keys;
+  gradient_product<Seen::columns, false, false>(
+      {t.q, qk, t.k_by_column, keys, t.weights, keys, t.queries, t.keys, t.d_qk, t.shift});
+  for (std::int64_t i = 0; i < t.queries; ++i) {
+    const SeenKeys of_query(i, t.keys, t.shift);
+    if (of_query.seen == 0) {
+      clear(t.weights + i * keys, 0, of_query.padded);
+      continue;
+    }
+    const F shrink = Lanes::set(forward_softmax(t.weights + i * keys, of_query, t.scale, t.max[i], t.sum[i]));
+    float* const out = t.out + i * v;
+    for (std::int64_t j = 0; j < t.d_v; j += W)
+      Lanes::store(out + j, Lanes::mul(Lanes::load(out + j), shrink));
+  }
+  gradient_product<Seen::depth_end, false, true>(
+      {t.weights, keys, t.v, v, t.out, v, t.queries, t.d_v, t.keys, t.shift});
+}
+
+/// Makes weights of a query's scores, and gradients by scores of those by weights.
+void gradient_softmax(float* scores, float* d_weights, SeenKeys keys, float scale, float lse, float delta) {
+  const std::int64_t seen = keys.seen;
   const F s = Lanes::set(scale), minus_lse = Lanes::set(-lse), d = Lanes::set(delta);
   std::int64_t j = 0;
   for (; j < seen; j += W) {
@@ -130,10 +194,8 @@ void gradient_softmax(float* scores, float* d_weights, std::int64_t seen, std::i
       Lanes::store_part(d_weights + j, d_score, seen - j);
     }
   }
-  for (; j < padded; j += W) {
-    Lanes::store(scores + j, Lanes::zero());
-    Lanes::store(d_weights + j, Lanes::zero());
-  }
+  clear(scores, j, keys.padded);
+  clear(d_weights, j, keys.padded);
 }
 
 void gradient_tile(const GradientTile& t) {
@@ -142,13 +204,9 @@ void gradient_tile(const GradientTile& t) {
       {t.q, qk, t.k_by_column, keys, t.weights, keys, t.queries, t.keys, t.d_qk, t.shift});
   gradient_product<Seen::columns, false, false>(
       {t.d_out, v, t.v_by_column, keys, t.d_scores, keys, t.queries, t.keys, t.d_v, t.shift});
-  for (std::int64_t i = 0; i < t.queries; ++i) {
-    const std::int64_t last = i / gradient_rows * gradient_rows + gradient_rows - 1;  // of the block
-    const std::int64_t in_block = most(0, least(t.keys, last + t.shift + 1));
-    gradient_softmax(t.weights + i * keys, t.d_scores + i * keys, least(t.keys, i + t.shift + 1),
-                     (in_block + gradient_pad - 1) / gradient_pad * gradient_pad, t.scale, t.lse[i],
-                     t.delta[i]);
-  }
+  for (std::int64_t i = 0; i < t.queries; ++i)
+    gradient_softmax(t.weights + i * keys, t.d_scores + i * keys, SeenKeys(i, t.keys, t.shift), t.scale,
+                     t.lse[i], t.delta[i]);
   gradient_product<Seen::depth_begin, true, true>(
       {t.weights, keys, t.d_out, v, t.d_values, t.d_value_stride, t.keys, t.d_v, t.queries, t.shift});
   gradient_product<Seen::depth_end, false, true>(

@@ -128,12 +128,13 @@ struct PanelFactor::Product {
     PanelUnit* const packed = memory.resize(most_panels * size);
     for (std::int64_t chunk = 0; chunk < b.chunks(); ++chunk) {
       pack_a(chunk, piece, packed);
-      for (std::int64_t j = piece.begin; j < piece.end; ++j) {
+      const std::int64_t units = b.units_of(chunk);
+      const PanelUnit* panel = b.packed_.data() + b.place(chunk, piece.begin);
+      for (std::int64_t j = piece.begin; j < piece.end; ++j, panel += units * cols) {
         for (std::int64_t i = 0; i < piece.count; ++i) {
           const std::int64_t row = (piece.first + i) * rows, col = j * cols;
-          kernels.multiply({packed + i * size, b.packed_.data() + b.place(chunk, j), b.units_of(chunk),
-                            std::min(rows, c.rows - row), std::min(cols, c.cols - col), adds || chunk > 0,
-                            c.row(row) + col, c.stride});
+          kernels.multiply({packed + i * size, panel, units, std::min(rows, c.rows - row),
+                            std::min(cols, c.cols - col), adds || chunk > 0, c.row(row) + col, c.stride});
         }
       }
     }

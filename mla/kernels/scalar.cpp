@@ -28,6 +28,7 @@ struct Lanes {
   static F fma(F a, F b, F c) { return a * b + c; }
   static F max(F a, F b) { return a > b ? a : b; }
   static F exp(F x) { return std::exp(x); }
+  static float reduce_max(F x) { return x; }
   static float reduce_add(F x) { return x; }
 };
 
@@ -114,6 +115,6 @@ const PanelKernels scalar_panels = {
     panel, panel, 1, multiply_panels, pack_straight, pack_transposed, pack_straight, pack_transposed};
 const LeafKernels scalar_kernels = make_kernels(Isa::scalar);
 const ProductKernels scalar_products = {dot<float>, dot<bf16>, sum<float>, sum<bf16>};
-const GradientKernels scalar_gradients = {gradient_tile, transpose};
+const GradientKernels scalar_gradients = {forward_tile, gradient_tile, transpose};
 
 }  // namespace mla

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "mla/attention/attention.h"
+#include "mla/attention/backward.h"
+#include "mla/attention/forward.h"
 #include "mla/core/parallel.h"
 
 namespace mla {
@@ -41,18 +42,15 @@ void rotate_block_back(const BlockTraining& how, std::int64_t width, std::int64_
 
 void attend_block(const BlockAttention& a) {
   const std::int64_t length = a.block.length;
-  std::vector<const std::byte*> pages(static_cast<std::size_t>(a.block.sequences));
-  std::vector<AttentionSequence> sequences;
-  for (std::int64_t i = 0; i < a.block.sequences; ++i) {
-    const std::int64_t first = i * length;
-    const std::byte*& page = pages[static_cast<std::size_t>(i)];
-    page = reinterpret_cast<const std::byte*>(a.rows.row(first));
+  std::vector<AttentionForward> sequences;
+  for (std::int64_t first = 0; first < a.block.tokens(); first += length) {
     sequences.push_back({{a.queries.row(first), length, a.queries.stride, a.shape.d_qk},
-                         dense_view(a.layout, page, length),
+                         a.rows.row(first),
+                         length,
                          a.out.row(first),
                          a.lse + first * a.shape.h_q});
   }
-  attend(a.shape, sequences);
+  attend_forward(a.shape, row_shape(a.layout), sequences);
 }
 
 void attend_block_backward(const BlockAttention& a, MatrixView<const float> d_out,

@@ -1,0 +1,47 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "mla/attention/shape.h"
+#include "mla/kernels/gradient.h"
+
+namespace mla {
+
+/// Where keys and values lie in a row of f32: [k | v] per kv head, or one latent whose first d_v values are
+/// the value. Counted in floats.
+struct RowShape {
+  std::int64_t row_stride = 0;
+  std::int64_t head_stride = 0;   ///< from one kv head to the next
+  std::int64_t value_offset = 0;  ///< from a head's key to its value; 0: the value is a part of the key
+};
+
+/// How the queries of one head, and the rows that they may see, are cut into the tiles of gradient.h.
+struct HeadTiles {
+  std::int64_t tokens, length;
+  bool causal;
+  std::int64_t query_floats;  ///< that are kept for one query
+
+  /// Queries for which a tile of keys is prepared once: even shares in whole tiles, that an L2 cache holds.
+  std::int64_t block() const {
+    constexpr std::int64_t block_floats = 1 << 18;
+    const std::int64_t most = std::clamp(block_floats / query_floats, gradient_queries, std::int64_t{1024});
+    const std::int64_t blocks = std::max((tokens + most - 1) / most, std::int64_t{1});
+    const std::int64_t share = (tokens + blocks - 1) / blocks;
+    return (share + gradient_queries - 1) / gradient_queries * gradient_queries;
+  }
+  /// Rows that a token sees.
+  std::int64_t seen(std::int64_t token) const {
+    return causal ? std::clamp(length - tokens + token + 1, std::int64_t{0}, length) : length;
+  }
+  /// GradientTile::shift of queries from `token` on over rows from `row` on: below zero if the first sees
+  /// none of them.
+  std::int64_t shift(std::int64_t token, std::int64_t row) const {
+    return causal ? std::min(length - tokens + token - row, gradient_keys) : gradient_keys;
+  }
+};
+
+/// Throw Error, which begins with `where`, for a shape, rows or lengths that are not some.
+void check_rows(const char* where, const AttentionShape& shape, const RowShape& rows);
+void check_lengths(const char* where, std::int64_t tokens, std::int64_t length);
+
+}  // namespace mla
