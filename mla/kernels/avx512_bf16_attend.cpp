@@ -287,9 +287,9 @@ void attend_tile(const AttendQueries& q, const AttendRows& rows, Tile tile, cons
       padded[i] = tile.runs[i < num_runs ? i : num_runs - 1];
     tile.runs = padded;
   }
-  TileLines lines(q, rows, tile.runs, num_runs);
-  Fetch fetch = lines.late(score_steps(q, tile, work));
-  if (rows.lines_ahead) fetch = part_of(rows, 0, 5, score_steps(q, tile, work));
+  TileLines lines;
+  Fetch fetch = rows.lines_ahead ? part_of(rows, 0, 5, score_steps(q, tile, work))
+                                 : lines.late(q, rows, tile.runs, num_runs, score_steps(q, tile, work));
   for (int s = 0; s < work.num_sets; ++s, fetch.rate = 0) {
     Set& set = work.sets[s];
     const std::int64_t seen = rows_seen(rows, tile, set.first, set.queries);
@@ -297,9 +297,9 @@ void attend_tile(const AttendQueries& q, const AttendRows& rows, Tile tile, cons
     set.grew = false;
     if (set.rows > 0) weigh_set(q, rows, tile, set, fetch, work);
   }
-  TileLines lines_ahead(q, rows, tile.ahead ? tile.ahead : tile.runs, tile.ahead ? tile_runs : 1);
-  fetch = lines_ahead.early(value_steps(q, work));
-  if (rows.lines_ahead) fetch = part_of(rows, 5, 9, value_steps(q, work));
+  fetch = rows.lines_ahead ? part_of(rows, 5, 9, value_steps(q, work))
+                           : lines.early(q, rows, tile.ahead ? tile.ahead : tile.runs,
+                                         tile.ahead ? tile_runs : 1, value_steps(q, work));
   add_all_values(q, rows, tile, fetch, !*state.has_sums, state.acc, work);
   *state.has_sums = 1;
 }

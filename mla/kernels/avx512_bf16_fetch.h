@@ -15,8 +15,24 @@ constexpr int tile_rows = 256;  // that scores and values are taken of in turn: 
 /// fetch the first runs of the next one, its own scores the others.
 class TileLines {
  public:
-  TileLines(const AttendQueries& q, const AttendRows& rows, const std::byte* const* runs,
+  TileLines() {}  // leaves the list as it is
+
+  /// Those of `runs` that their own scores fetch, in `steps` steps, and those that the tile before fetches.
+  Fetch late(const AttendQueries& q, const AttendRows& rows, const std::byte* const* runs,
+             std::int64_t num_runs, std::int64_t steps) {
+    list(q, rows, runs, num_runs);
+    return fetch(early_, count_, steps);
+  }
+  Fetch early(const AttendQueries& q, const AttendRows& rows, const std::byte* const* runs,
+              std::int64_t num_runs, std::int64_t steps) {
+    list(q, rows, runs, num_runs);
+    return fetch(0, early_, steps);
+  }
+
+ private:
+  void list(const AttendQueries& q, const AttendRows& rows, const std::byte* const* runs,
             std::int64_t num_runs) {
+    count_ = early_ = 0;
     constexpr std::int64_t element = sizeof(bf16);
     const std::int64_t key_end = rows.key_offset + q.d_qk * element,
                        value_end = rows.value_offset + q.d_v * element;
@@ -39,17 +55,9 @@ class TileLines {
     list_[count_] = {runs[0], std::int64_t{1} << 62};
   }
 
-  /// To be fetched in `steps` steps.
-  Fetch early(std::int64_t steps) { return fetch(0, early_, steps); }
-  Fetch late(std::int64_t steps) { return fetch(early_, count_, steps); }
-
- private:
   static std::int64_t lines_of(std::int64_t bytes) { return (bytes + 63) / 64; }
 
-  void add(const std::byte* first, std::int64_t lines) {
-    list_[count_++] = {first, lines};
-    lines_ += lines;
-  }
+  void add(const std::byte* first, std::int64_t lines) { list_[count_++] = {first, lines}; }
   Fetch fetch(std::int64_t first, std::int64_t last, std::int64_t steps) {
     std::int64_t lines = 0;
     for (std::int64_t i = first; i < last; ++i) lines += list_[i].count;
@@ -59,7 +67,7 @@ class TileLines {
   }
 
   Lines list_[2 * tile_rows + 1];
-  std::int64_t count_ = 0, early_ = 0, early_runs_ = 0, lines_ = 0;
+  std::int64_t count_ = 0, early_ = 0, early_runs_ = 0;
 };
 
 /// Ninths [first, last) of the further lines to be fetched, in `steps` steps.
