@@ -4,16 +4,20 @@
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/kernels/leaf.h"
 #include "mla/kernels/ops.h"
 #include "mla/model/weights.h"
 
 namespace mla {
 namespace {
 
-void copy(MatrixView<const float> x, Buffer<float>& to) {
-  const MatrixView<float> out = matrix_in(to, x.rows, x.cols);
-  parallel_for(x.rows, x.cols * work_of_value,
-               [&](std::int64_t t) { std::copy_n(x.row(t), x.cols, out.row(t)); });
+/// branch = stream + scale * branch.
+void add_to_stream(MatrixView<const float> stream, double scale, MatrixView<float> branch) {
+  parallel_for(stream.rows, stream.cols * work_of_value, [&](std::int64_t t) {
+    float* row = branch.row(t);
+    for (std::int64_t i = 0; i < branch.cols && scale != 1.0; ++i) row[i] *= static_cast<float>(scale);
+    leaf_kernels().add_scaled(stream.row(t), 1.0f, row, stream.cols);
+  });
 }
 
 /// scale * x, in `memory` unless that is x itself.
@@ -88,27 +92,30 @@ void TrainedTransformer::attention(std::int64_t index, const MlaTraining& how, M
     mla_taped(mla_, w.mla, how, x, tape.mla, m.mla, out);
 }
 
+/// From the layer's stream, which is on its tape, to that behind it.
 void TrainedTransformer::layer_forward(std::int64_t index, const MlaTraining& how, bool counts_load,
-                                       MatrixView<float> stream, TrainingMemory& m) {
+                                       MatrixView<float> next_stream, TrainingMemory& m) {
   const TrainedLayer& w = tensors_.layers[index];
   LayerTape& tape = m.layers[index];
-  const MatrixView<float> normed = matrix_in(m.normed, stream.rows, stream.cols);
-  const MatrixView<float> branch = matrix_in(m.branch, stream.rows, stream.cols);
+  const auto on_tape = [&](Buffer<float>& buffer) {
+    return matrix_in(buffer, next_stream.rows, next_stream.cols);
+  };
+  const MatrixView<float> stream = on_tape(tape.stream), normed = on_tape(tape.normed);
+  const MatrixView<float> attended = on_tape(tape.attended_stream),
+                          attended_normed = on_tape(tape.attended_normed);
 
-  copy(stream, tape.stream);
   rms_norm(stream, w.input_norm.vector(), config_.norm_epsilon, normed);
-  attention(index, how, normed, branch, m);
-  add_scaled(branch, config_.residual_scale, stream);
+  attention(index, how, normed, attended, m);
+  add_to_stream(stream, config_.residual_scale, attended);
 
-  copy(stream, tape.attended_stream);
-  rms_norm(stream, w.post_attention_norm.vector(), config_.norm_epsilon, normed);
+  rms_norm(attended, w.post_attention_norm.vector(), config_.norm_epsilon, attended_normed);
   if (w.is_moe) {
     const std::span<std::int64_t> load = counts_load ? std::span(load_[index]) : std::span<std::int64_t>();
-    moe_taped(config_.moe, w.moe, normed, how.compute, tape.moe, branch, load);
+    moe_taped(config_.moe, w.moe, attended_normed, how.compute, tape.moe, next_stream, load);
   } else {
-    feed_forward_taped(w.feed_forward, normed, how.compute, tape.feed_forward, branch);
+    feed_forward_taped(w.feed_forward, attended_normed, how.compute, tape.feed_forward, next_stream);
   }
-  add_scaled(branch, config_.residual_scale, stream);
+  add_to_stream(attended, config_.residual_scale, next_stream);
 }
 
 void TrainedTransformer::forward(const TrainingBatch& batch, const TrainingOptions& options, bool counts_load,
@@ -116,11 +123,14 @@ void TrainedTransformer::forward(const TrainingBatch& batch, const TrainingOptio
   m.rotary.emplace(config_.rope, batch.block.length);
   m.rotary->fill(0, batch.block.length, m.rope);
   m.layers.resize(tensors_.layers.size());
-  const MatrixView<float> stream = matrix_in(m.stream, batch.block.tokens(), config_.hidden_size);
-  embed(batch, stream, m);
+  const auto stream_before = [&](std::int64_t layer) {
+    return matrix_in(layer < config_.num_layers ? m.layers[layer].stream : m.stream, batch.block.tokens(),
+                     config_.hidden_size);
+  };
+  embed(batch, stream_before(0), m);
   const MlaTraining how{{batch.block, &*m.rotary, &m.rope, options.compute}, options.form};
   for (std::int64_t layer = 0; layer < config_.num_layers; ++layer)
-    layer_forward(layer, how, counts_load, stream, m);
+    layer_forward(layer, how, counts_load, stream_before(layer + 1), m);
 }
 
 /// The loss of the stream; with a gradient, d_stream is written.
@@ -161,25 +171,26 @@ void TrainedTransformer::layer_backward(std::int64_t index, const MlaTraining& h
   const TrainedLayer& w = tensors_.layers[index];
   LayerTape& tape = m.layers[index];
   const std::int64_t tokens = d_stream.rows, d = d_stream.cols;
-  const MatrixView<float> normed = matrix_in(m.normed, tokens, d),
-                          d_normed = matrix_in(m.d_normed, tokens, d);
-  const MatrixView<float> stream(tape.stream.data(), tokens, d),
-      attended_stream(tape.attended_stream.data(), tokens, d);
+  const auto taped = [&](const Buffer<float>& buffer) {
+    return MatrixView<const float>(buffer.data(), tokens, d);
+  };
+  const MatrixView<const float> normed = taped(tape.normed), attended_normed = taped(tape.attended_normed);
+  const MatrixView<float> d_normed = matrix_in(m.d_normed, tokens, d);
 
-  MatrixView<const float> d_branch = scaled(d_stream, config_.residual_scale, m.branch);
-  rms_norm(attended_stream, w.post_attention_norm.vector(), config_.norm_epsilon, normed);
+  MatrixView<const float> d_branch = scaled(d_stream, config_.residual_scale, m.d_branch);
   if (w.is_moe) {
-    moe_backward(config_.moe, w.moe, normed, d_branch, how.compute, tape.moe, m.feed_forward, d_normed);
+    moe_backward(config_.moe, w.moe, attended_normed, d_branch, how.compute, tape.moe, m.feed_forward,
+                 d_normed);
   } else {
-    feed_forward_backward(w.feed_forward, normed, d_branch, how.compute, tape.feed_forward, m.feed_forward,
-                          d_normed);
+    feed_forward_backward(w.feed_forward, attended_normed, d_branch, how.compute, tape.feed_forward,
+                          m.feed_forward, d_normed);
   }
-  rms_norm_backward(attended_stream, w.post_attention_norm, config_.norm_epsilon, d_normed, d_stream);
+  rms_norm_backward(taped(tape.attended_stream), w.post_attention_norm, config_.norm_epsilon, d_normed,
+                    d_stream);
 
-  d_branch = scaled(d_stream, config_.residual_scale, m.branch);
-  rms_norm(stream, w.input_norm.vector(), config_.norm_epsilon, normed);
+  d_branch = scaled(d_stream, config_.residual_scale, m.d_branch);
   attention_backward(index, how, normed, d_branch, d_normed, m);
-  rms_norm_backward(stream, w.input_norm, config_.norm_epsilon, d_normed, d_stream);
+  rms_norm_backward(taped(tape.stream), w.input_norm, config_.norm_epsilon, d_normed, d_stream);
 }
 
 void TrainedTransformer::backward(const TrainingBatch& batch, const TrainingOptions& options,

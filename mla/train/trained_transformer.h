@@ -19,8 +19,10 @@ namespace mla {
 struct LayerTape {
   Buffer<float> stream;           // [tokens, d] before the layer
   Buffer<float> attended_stream;  // [tokens, d] between attention and feed-forward
-  MlaTape mla;                    // of latent attention
-  HeadsTape heads;                // of attention with key and value heads
+  Buffer<float> normed;           // [tokens, d] each after its norm
+  Buffer<float> attended_normed;
+  MlaTape mla;      // of latent attention
+  HeadsTape heads;  // of attention with key and value heads
   FeedForwardTape feed_forward;
   MoeTape moe;
 };
@@ -28,9 +30,9 @@ struct LayerTape {
 /// Tapes and working memory of a model, reused from batch to batch.
 struct TrainingMemory {
   std::vector<LayerTape> layers;
-  Buffer<float> stream;          // [tokens, d], the residual stream; the last one before the final norm
-  Buffer<float> normed;          // [tokens, d]
-  Buffer<float> branch;          // [tokens, d] what a layer adds, or the gradient by it
+  Buffer<float> stream;          // [tokens, d], the residual stream before the final norm
+  Buffer<float> normed;          // [tokens, d] behind it
+  Buffer<float> d_branch;        // [tokens, d] the gradient by what a layer adds
   Buffer<float> d_stream;        // [tokens, d]
   Buffer<float> d_normed;        // [tokens, d]
   std::optional<Rotary> rotary;  // for the batch's length, as inference has it for a conversation's
