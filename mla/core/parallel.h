@@ -34,9 +34,9 @@ inline std::int64_t wanted_pieces() {
 /// them.
 constexpr std::int64_t worth_taking = 1 << 15;
 
-/// [0, count) in even parts, one for each thread, which takes from the others' when its own is done. So a thread
-/// comes by the same i in each of several loops over the same rows, and finds in its core's caches what it left
-/// there.
+/// [0, count) in even parts, one for each thread, which takes from the others' when its own is done. So a
+/// thread comes by the same i in each of several loops over the same rows, and finds in its core's caches
+/// what it left there.
 class SharedRange {
  public:
   static constexpr int most_parts = 64;
