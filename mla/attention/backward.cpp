@@ -7,6 +7,7 @@
 #include "mla/core/buffer.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/gradient.h"
 
 namespace mla {
@@ -178,7 +179,7 @@ class Units {
   Units(const AttentionShape& shape, const RowShape& rows, std::span<const AttentionGradient> sequences)
       : shape_(shape),
         rows_(rows),
-        parts_((shape.h_q / shape.h_kv + unit_heads - 1) / unit_heads),
+        parts_(parts(shape.h_q / shape.h_kv, unit_heads)),
         part_width_(shape.d_qk + (rows.value_offset == 0 ? 0 : shape.d_v)) {
     std::int64_t lengths = 0;
     for (const AttentionGradient& s : sequences) lengths += s.length;

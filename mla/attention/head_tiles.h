@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "mla/attention/shape.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/gradient.h"
 
 namespace mla {
@@ -25,9 +26,9 @@ struct HeadTiles {
   std::int64_t block() const {
     constexpr std::int64_t block_floats = 1 << 18;
     const std::int64_t most = std::clamp(block_floats / query_floats, gradient_queries, std::int64_t{1024});
-    const std::int64_t blocks = std::max((tokens + most - 1) / most, std::int64_t{1});
-    const std::int64_t share = (tokens + blocks - 1) / blocks;
-    return (share + gradient_queries - 1) / gradient_queries * gradient_queries;
+    const std::int64_t blocks = std::max(parts(tokens, most), std::int64_t{1});
+    const std::int64_t share = parts(tokens, blocks);
+    return round_up(share, gradient_queries);
   }
   /// Rows that a token sees.
   std::int64_t seen(std::int64_t token) const {

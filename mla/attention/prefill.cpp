@@ -5,6 +5,7 @@
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/leaf.h"
 #include "mla/kernels/prefill.h"
 
@@ -103,7 +104,7 @@ class LatentSource {
 
   void fill(const PrefillRows& rows, const bf16* packed, const PrefillTile& tile) const {
     const PrefillWeights weights{shape_.kv_lora_rank, shape_.qk_nope_head_dim, shape_.v_head_dim, packed};
-    parallel_for((rows.count + prefill_block - 1) / prefill_block, prefill_block * weight_values(),
+    parallel_for(parts(rows.count, prefill_block), prefill_block * weight_values(),
                  [&](std::int64_t i) { decompress_block(rows, i * prefill_block, weights, tile); });
   }
 
@@ -156,7 +157,7 @@ class HeadSource {
   void prepare(std::int64_t, bf16*) const {}
   void fill(const PrefillRows& rows, const bf16*, const PrefillTile& tile) const {
     parallel_for(
-        (rows.count + prefill_block - 1) / prefill_block, prefill_block * (tile.d_qk + tile.d_v),
+        parts(rows.count, prefill_block), prefill_block * (tile.d_qk + tile.d_v),
         [&](std::int64_t i) { copy_block(rows, i * prefill_block, kv_.key_offset, kv_.value_offset, tile); });
   }
 
@@ -174,7 +175,7 @@ class Prefill {
   Prefill(const Source& source, const AttentionShape& shape, QueryView queries, std::int64_t length,
           float* out)
       : source_(source), shape_(shape), queries_(queries), length_(length), out_(out) {
-    panels_ = (queries.tokens + prefill_queries - 1) / prefill_queries;
+    panels_ = parts(queries.tokens, prefill_queries);
     Parts parts(nullptr);
     parts.take<bf16>(PrefillPanel::query_values(shape.d_qk));
     parts.take<float>(PrefillPanel::state_values(shape.d_v));
@@ -184,7 +185,7 @@ class Prefill {
   void run() const {
     const std::int64_t size =
         source_.in_place() ? 1 : std::clamp(shape_.h_q / threads(), std::int64_t{1}, heads_at_once);
-    const std::int64_t groups = (shape_.h_q + size - 1) / size, alone = groups / threads() * threads();
+    const std::int64_t groups = parts(shape_.h_q, size), alone = groups / threads() * threads();
     const std::int64_t work = size * (length_ * queries_.tokens * (shape_.d_qk + shape_.d_v) / 2 +
                                       source_.weight_values() * (length_ + work_of_value));
     const auto group = [&](std::int64_t g) {

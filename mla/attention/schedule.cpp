@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 
 namespace mla {
 namespace {
@@ -124,7 +125,7 @@ void AttentionSchedule::plan() {
   const std::int64_t wanted = wholes == 1 ? threads() : 2 * threads();
   for (const AttentionWork& w : works_) {
     const std::int64_t whole = work_of(w) * w.sequence.items_together();
-    add_units(w, cuts ? std::max((wanted * whole + total_ - 1) / total_, std::int64_t{1}) : 1);
+    add_units(w, cuts ? std::max(parts(wanted * whole, total_), std::int64_t{1}) : 1);
   }
   std::sort(units_.begin(), units_.end(), [](const Unit& a, const Unit& b) { return a.work > b.work; });
 }
@@ -135,7 +136,7 @@ void AttentionSchedule::add_units(const AttentionWork& w, std::int64_t wanted) {
   const std::int64_t splits = std::max(s.splits(w.part), std::int64_t{1}), together = s.items_together();
   const auto branch = std::bit_floor(static_cast<std::uint64_t>(std::max(splits / wanted, std::int64_t{1})));
   const std::int64_t each = wanted == 1 ? splits : static_cast<std::int64_t>(branch);
-  const std::int64_t units = (splits + each - 1) / each;
+  const std::int64_t units = parts(splits, each);
   const std::int64_t size = BranchSums::size(s), stride = together * size;
   for (std::int64_t item = 0; item < s.items(); item += together) {
     for (std::int64_t u = 0; u < units; ++u) {

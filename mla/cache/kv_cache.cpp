@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "mla/core/error.h"
+#include "mla/core/parts.h"
 
 namespace mla {
 namespace {
@@ -40,7 +41,7 @@ void KvCache::push_page(std::int64_t page) {
 void KvCache::extend(std::int64_t count) {
   require(count >= 0 && count <= max_length - length_, "cache: can't extend {} tokens by {}", length_, count);
   const std::int64_t rows = pool_->page_rows();
-  const std::int64_t needed = (length_ + count + rows - 1) / rows;
+  const std::int64_t needed = parts(length_ + count, rows);
   const bool copy_last = count > 0 && length_ % rows != 0 && pool_->is_shared(table_.back());
 
   // All that can fail comes first.
@@ -81,7 +82,7 @@ KvView KvCache::view(std::int64_t layer) const {
 void KvCache::truncate(std::int64_t length) {
   require(length >= 0 && length <= length_, "cache: can't truncate {} tokens to {}", length_, length);
   const std::int64_t rows = pool_->page_rows();
-  drop_pages_from(static_cast<std::size_t>((length + rows - 1) / rows));
+  drop_pages_from(static_cast<std::size_t>(parts(length, rows)));
   length_ = length;
 }
 

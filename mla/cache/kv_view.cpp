@@ -1,4 +1,5 @@
 #include "mla/cache/kv_view.h"
+#include "mla/core/parts.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +9,7 @@ namespace mla {
 void KvView::list_runs(std::int64_t first, std::int64_t count, std::int64_t offset, const std::byte** runs,
                        Buffer<std::byte>& copies) const {
   constexpr std::int64_t size = 4;
-  const std::int64_t num_runs = (count + size - 1) / size;
+  const std::int64_t num_runs = parts(count, size);
   const bool all_copied = page_rows % size != 0 && page_rows < length;
   std::byte* copy = copies.resize((all_copied ? num_runs : 1) * size * row_bytes);
   std::int64_t page = first / page_rows, slot = first % page_rows;

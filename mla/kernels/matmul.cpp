@@ -5,6 +5,7 @@
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/leaf.h"
 #include "mla/kernels/product.h"
 
@@ -84,14 +85,6 @@ template <class T>
 Scratch<T>& scratch() {
   thread_local Scratch<T> memory;
   return memory;
-}
-
-std::int64_t parts(std::int64_t n, std::int64_t size) {
-  return (n + size - 1) / size;
-}
-
-std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
-  return parts(n, multiple) * multiple;
 }
 
 /// Multiply-adds of `outputs` outputs; a few tokens cost as much as one, since the weights must be read.

@@ -4,6 +4,7 @@
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/leaf.h"
 
 namespace mla {
@@ -17,10 +18,6 @@ constexpr std::int64_t most_panels = 4;
 /// What of b is packed as one piece of work: a part of a chunk, of so many panels.
 constexpr std::int64_t pack_units = 32, pack_panels = 16;
 static_assert(chunk_units % pack_units == 0);
-
-std::int64_t parts(std::int64_t n, std::int64_t size) {
-  return (n + size - 1) / size;
-}
 
 /// `side` of the operand's side from `first` on, and `depth` of its depth from `value` on.
 PanelSource source(PanelOperand o, std::int64_t first, std::int64_t side, std::int64_t value,

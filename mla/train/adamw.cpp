@@ -6,6 +6,7 @@
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 
 namespace mla {
 namespace {
@@ -76,7 +77,7 @@ std::vector<TrainedRange> blocks_of(std::span<const TrainedRange> ranges, std::i
 
 double gradient_norm(std::span<const float> gradients) {
   const auto size = static_cast<std::int64_t>(gradients.size());
-  const std::int64_t blocks = (size + block_size - 1) / block_size;
+  const std::int64_t blocks = parts(size, block_size);
   std::vector<double> sums(static_cast<std::size_t>(blocks));
   parallel_for(blocks, block_size, [&](std::int64_t b) {
     const std::int64_t first = b * block_size;

@@ -6,6 +6,7 @@
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/leaf.h"
 #include "mla/kernels/panel_matmul.h"
 
@@ -59,19 +60,19 @@ void rms_norm_backward(MatrixView<const float> x, const Trained& weight, double 
       weight.value.cols == n && d_y.rows == x.rows && d_y.cols == n && d_x.rows == x.rows && d_x.cols == n,
       "rms_norm backward: x [{}, {}], weight [{}], d_y [{}, {}], d_x [{}, {}] do not fit", x.rows, n,
       weight.value.cols, d_y.rows, d_y.cols, d_x.rows, d_x.cols);
-  // Each block of tokens sums its own part of the weight's gradient, and the parts are added in order.
+  // Each block of tokens sums its own part of the weight's gradient, and these are added in order.
   constexpr std::int64_t block_tokens = 64;
-  const std::int64_t blocks = (x.rows + block_tokens - 1) / block_tokens;
+  const std::int64_t blocks = parts(x.rows, block_tokens);
   thread_local Buffer<float> memory;
-  const MatrixView<float> parts = matrix_in(memory, blocks, n);
+  const MatrixView<float> sums = matrix_in(memory, blocks, n);
   parallel_for(blocks, block_tokens * n * work_of_value, [&](std::int64_t b) {
-    std::fill_n(parts.row(b), n, 0.0f);
+    std::fill_n(sums.row(b), n, 0.0f);
     for (std::int64_t t = b * block_tokens; t < std::min(x.rows, (b + 1) * block_tokens); ++t)
       leaf_kernels().rms_norm_backward(x.row(t), weight.value.data, static_cast<float>(epsilon), d_y.row(t),
-                                       d_x.row(t), parts.row(b), n);
+                                       d_x.row(t), sums.row(b), n);
   });
   for (std::int64_t b = 0; b < blocks; ++b)
-    leaf_kernels().add_scaled(parts.row(b), 1.0f, weight.gradient.data, n);
+    leaf_kernels().add_scaled(sums.row(b), 1.0f, weight.gradient.data, n);
 }
 
 void swiglu_backward(MatrixView<const float> gate, MatrixView<const float> up,
@@ -93,7 +94,7 @@ void embedding_backward(std::span<const std::int32_t> ids, double scale, MatrixV
             gradient.rows - 1);
   // Tokens in order, so that those of the same id are, too; the threads share the columns.
   constexpr std::int64_t most_columns = 64;
-  const std::int64_t blocks = (gradient.cols + most_columns - 1) / most_columns;
+  const std::int64_t blocks = parts(gradient.cols, most_columns);
   parallel_for(blocks, d_stream.rows * most_columns * work_of_value, [&](std::int64_t b) {
     const std::int64_t first = b * most_columns, count = std::min(most_columns, gradient.cols - first);
     for (std::int64_t t = 0; t < d_stream.rows; ++t)

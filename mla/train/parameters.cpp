@@ -4,6 +4,7 @@
 #include <unordered_set>
 
 #include "mla/core/error.h"
+#include "mla/core/parts.h"
 
 namespace mla {
 namespace {
@@ -33,7 +34,7 @@ Parameters::Parameters(std::vector<ParameterSpec> specs) : specs_(std::move(spec
   for (const ParameterSpec& spec : specs_) {
     require(names.insert(spec.name).second, "parameter {}: found twice, expected each name once", spec.name);
     first_.push_back(total);
-    total += (values_of(spec) + alignment - 1) / alignment * alignment;
+    total += round_up(values_of(spec), alignment);
     require(total <= most_values, "parameters: found more than 2^40 values with {}", spec.name);
   }
   values_ = Buffer<float>(total);
