@@ -44,10 +44,8 @@ class Layer {
  public:
   Layer(const FormsBenchOptions& o, const MlaShape& shape)
       : shape_(shape),
-        compute_(dtype_named(o.dtype, "--dtype")),
-        layout_(RowLayout::latent(
-            shape.kv_lora_rank, shape.qk_rope_head_dim,
-            dtype_named(o.cache_dtype.empty() ? o.dtype : o.cache_dtype, "--cache-dtype"))) {
+        compute_(o.types.compute()),
+        layout_(RowLayout::latent(shape.kv_lora_rank, shape.qk_rope_head_dim, o.types.cached())) {
     const std::int64_t outputs = shape.num_heads * (shape.qk_nope_head_dim + shape.v_head_dim);
     const std::int64_t tokens = *std::ranges::max_element(o.tokens);
     const std::int64_t rows = *std::ranges::max_element(o.cached) + tokens;
@@ -140,14 +138,15 @@ class FormsReport {
  public:
   FormsReport(const FormsBenchOptions& o)
       : options_(o),
-        kernel_(peak_kernel(dtype_named(o.dtype, "--dtype"))),
+        kernel_(peak_kernel(o.types.compute())),
         ceiling_(peak_operations(kernel_, threads(), {std::clamp(o.bench.seconds / 10, 0.0005, 0.05), 5}) /
                  1e9),
         entries_(ordered_json::array()),
         progress_("measuring", cells_of(o)) {
     if (o.bench.json) return;
     say(fmt::format("{}, {} threads, {}, {} products, {} rows\n", cpu_name(), threads(),
-                    mla::name_of(selected_isa()), o.dtype, o.cache_dtype.empty() ? o.dtype : o.cache_dtype));
+                    mla::name_of(selected_isa()), mla::name_of(o.types.compute()),
+                    mla::name_of(o.types.cached())));
     say(fmt::format("{:>6}{:>6}{:>8}{:>15}{:>15}{:>19}   {:<10}{}\n", "heads", "new", "cached", "explicit ms",
                     "absorbed ms", "explicit/absorbed", "auto", "loses"));
   }
@@ -281,9 +280,8 @@ void bench_forms(const FormsBenchOptions& options) {
   require(config.attention == AttentionKind::latent,
           "bench forms: found --shape {}, expected latent attention", options.shape);
   FormsReport report(options);
-  const DType compute = dtype_named(options.dtype, "--dtype");
-  const DType rows =
-      dtype_named(options.cache_dtype.empty() ? options.dtype : options.cache_dtype, "--cache-dtype");
+  const DType compute = options.types.compute();
+  const DType rows = options.types.cached();
   // What is to be fitted does not choose what is timed.
   const double each = compute == DType::f32 ? 20 : 5;
   const FormCosts arithmetic{compute, rows, {0, 0, each, 0, each}, {0, 0, each, 0, each}};

@@ -106,9 +106,8 @@ class ModelBench {
   ModelBench(const ModelBenchOptions& o, const ModelConfig& c)
       : options_(o),
         form_(form_named(o.attention, "--attention")),
-        type_(dtype_named(o.dtype, "--dtype")),
-        layout_(
-            row_layout(c, dtype_named(o.cache_dtype.empty() ? o.dtype : o.cache_dtype, "--cache-dtype"))) {
+        type_(o.types.compute()),
+        layout_(row_layout(c, o.types.cached())) {
     require(c.attention == AttentionKind::latent || form_ == MlaForm::automatic,
             "bench model: found --attention {}, expected auto: {} has no latents that could have forms",
             o.attention, o.shape);
@@ -184,7 +183,7 @@ void bench_model(const ModelBenchOptions& options) {
   if (options.bench.threads > 0) set_threads(options.bench.threads);
   const ModelConfig config = config_of(options);
   ModelBench steps(options, config);
-  const Transformer model = random_model(config, dtype_named(options.dtype, "--dtype"));
+  const Transformer model = random_model(config, options.types.compute());
   Bench bench(options.bench, 1 + static_cast<std::int64_t>(options.contexts.size()));
   steps.run(bench, model, {options.prompt, 0});
   for (const std::int64_t context : options.contexts) steps.run(bench, model, {1, context});

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "mla/core/dtype.h"
+
 /// The program's commands. Each is one file, takes its options as they were typed, and returns or throws
 /// mla::Error.
 namespace mla::app {
@@ -154,13 +156,21 @@ void bench_matmul(const MatmulBenchOptions& options);
 /// Throws mla::Error if `text` is no shape MxNxK.
 void check_matmul_shape(const std::string& text);
 
+/// Types that a benchmark of a model's shape computes in and caches in.
+struct TypeOptions {
+  std::string dtype = "bf16";
+  std::string cache_dtype;  ///< empty: as dtype
+
+  DType compute() const { return dtype_named(dtype, "--dtype"); }
+  DType cached() const { return cache_dtype.empty() ? compute() : dtype_named(cache_dtype, "--cache-dtype"); }
+};
+
 struct ModelBenchOptions {
   BenchOptions bench;
   std::string shape = "v2-lite";  ///< a name of published_configs(), or a directory with a config.json
   std::int64_t layers = 4;
   std::int64_t experts = 0;  ///< routed ones that are built; 0: all
-  std::string dtype = "bf16";
-  std::string cache_dtype;  ///< empty: as dtype
+  TypeOptions types;
   std::string attention = "auto";
   std::vector<std::int64_t> contexts = {1024, 8192};  ///< cached tokens that a decode step attends to
   std::int64_t prompt = 512;                          ///< tokens of the prefill
@@ -182,8 +192,7 @@ struct FormsBenchOptions {
   std::vector<std::int64_t> heads = {8, 16, 128};
   std::vector<std::int64_t> tokens = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512};  ///< new ones
   std::vector<std::int64_t> cached = {0, 256, 1024, 4096, 8192, 32768};
-  std::string dtype = "bf16";
-  std::string cache_dtype;  ///< empty: as dtype
+  TypeOptions types;
   bool fit = false;
 };
 void bench_forms(const FormsBenchOptions& options);

@@ -25,6 +25,12 @@ void add_directory(CLI::App* command, std::string& model) {
       ->default_str("the model that ships with the program");
 }
 
+void add_cache_dtype(CLI::App* command, std::string& cache_dtype) {
+  command->add_option("--cache-dtype", cache_dtype, "Type of the cached rows")
+      ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
+      ->default_str("as --dtype");
+}
+
 void add_model(CLI::App* command, ModelOptions& o) {
   add_directory(command, o.model);
   command
@@ -35,9 +41,7 @@ void add_model(CLI::App* command, ModelOptions& o) {
   command->add_option("--dtype", o.dtype, "Arithmetic of the products")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->default_str("f32 for f32 checkpoints, else bf16");
-  command->add_option("--cache-dtype", o.cache_dtype, "Type of the cached rows")
-      ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
-      ->default_str("as --dtype");
+  add_cache_dtype(command, o.cache_dtype);
   command->add_option("--chunk", o.chunk, "Most prompt tokens of one forward pass")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
       ->capture_default_str();
@@ -192,6 +196,13 @@ void add_bench_matmul(CLI::App* bench, MatmulBenchOptions& o, std::function<void
   command->callback([&] { run = [&o] { bench_matmul(o); }; });
 }
 
+void add_types(CLI::App* command, TypeOptions& o) {
+  command->add_option("--dtype", o.dtype, "Type of the weights and of the arithmetic")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  add_cache_dtype(command, o.cache_dtype);
+}
+
 void add_bench_model(CLI::App* bench, ModelBenchOptions& o, std::function<void()>& run) {
   const CLI::Range counts(std::int64_t{1}, std::int64_t{1} << 20);
   CLI::App* command = bench->add_subcommand("model", "A model of random weights: prefill and decode");
@@ -205,12 +216,7 @@ void add_bench_model(CLI::App* bench, ModelBenchOptions& o, std::function<void()
   command->add_option("--experts", o.experts, "Routed experts to build; a token does not touch the others")
       ->check(counts)
       ->default_str("all of the model's");
-  command->add_option("--dtype", o.dtype, "Type of the weights and of the arithmetic")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-  command->add_option("--cache-dtype", o.cache_dtype, "Type of the cached rows")
-      ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
-      ->default_str("as --dtype");
+  add_types(command, o.types);
   command->add_option("--attention", o.attention, "Form of attention")
       ->check(CLI::IsMember({"auto", "explicit", "absorbed"}))
       ->capture_default_str();
@@ -258,12 +264,7 @@ void add_bench_forms(CLI::App* bench, FormsBenchOptions& o, std::function<void()
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 24))
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--dtype", o.dtype, "Type of the weights and of the arithmetic")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-  command->add_option("--cache-dtype", o.cache_dtype, "Type of the cached rows")
-      ->check(CLI::IsMember({"f32", "bf16", "fp8", "int8"}))
-      ->default_str("as --dtype");
+  add_types(command, o.types);
   CLI::Option* fit =
       command->add_flag("--fit", o.fit, "End with the costs that fit the times, as mla/attention has them");
   add_bench_options(command, o.bench);
