@@ -83,23 +83,11 @@ class HeadGradient {
     scratch_.lay_out(shape, tiles_.block());
   }
 
-  void run() const {
-    for (std::int64_t first = 0; first < s_.queries.tokens; first += tiles_.block()) {
-      const std::int64_t count = std::min(tiles_.block(), s_.queries.tokens - first);
-      load_queries(first, count);
-      const std::int64_t seen = tiles_.seen(first + count - 1);
-      for (std::int64_t row = 0; row < seen; row += gradient_keys) {
-        const std::int64_t keys = std::min(gradient_keys, seen - row);
-        load_keys(row, keys);
-        for (std::int64_t query = 0; query < count; query += gradient_queries)
-          add_tile(first, query, std::min(gradient_queries, count - query), row, keys);
-        add_to_rows(row, keys);
-      }
-      store_queries(first, count);
-    }
-  }
+  void run() const { tiles_.walk(*this); }
 
  private:
+  friend HeadTiles;
+
   std::int64_t qk_stride() const { return gradient_stride(shape_.d_qk); }
   std::int64_t v_stride() const { return gradient_stride(shape_.d_v); }
   bool is_latent() const { return value_offset_ == 0; }
@@ -140,10 +128,7 @@ class HeadGradient {
   }
 
   /// Queries of the block from `query` against the loaded keys.
-  void add_tile(std::int64_t first, std::int64_t query, std::int64_t queries, std::int64_t row,
-                std::int64_t keys) const {
-    const std::int64_t shift = tiles_.shift(first + query, row);
-    if (queries - 1 + shift < 0) return;
+  void add_tile(std::int64_t query, std::int64_t queries, std::int64_t keys, std::int64_t shift) const {
     const std::int64_t qk = query * qk_stride(), v = query * v_stride();
     kernels_.tile({shape_.d_qk, shape_.d_v, queries, keys, shift, shape_.scale, scratch_.q + qk,
                    scratch_.d_out + v, scratch_.lse + query, scratch_.delta + query, scratch_.k,
@@ -152,7 +137,7 @@ class HeadGradient {
                    is_latent() ? scratch_.d_k : scratch_.d_v, is_latent() ? qk_stride() : v_stride()});
   }
 
-  void add_to_rows(std::int64_t row, std::int64_t keys) const {
+  void store_keys(std::int64_t row, std::int64_t keys) const {
     for (std::int64_t j = 0; j < keys; ++j) {
       float* key = unit_.d_key + (row + j) * unit_.d_row_stride;
       leaf_.add_scaled(scratch_.d_k + j * qk_stride(), 1.0f, key, shape_.d_qk);

@@ -49,22 +49,11 @@ class HeadForward {
     scratch_.lay_out(shape, tiles_.block());
   }
 
-  void run() const {
-    for (std::int64_t first = 0; first < s_.queries.tokens; first += tiles_.block()) {
-      const std::int64_t count = std::min(tiles_.block(), s_.queries.tokens - first);
-      load_queries(first, count);
-      const std::int64_t seen = tiles_.seen(first + count - 1);
-      for (std::int64_t row = 0; row < seen; row += gradient_keys) {
-        const std::int64_t keys = std::min(gradient_keys, seen - row);
-        load_keys(row, keys);
-        for (std::int64_t query = 0; query < count; query += gradient_queries)
-          add_tile(first, query, std::min(gradient_queries, count - query), row, keys);
-      }
-      store_queries(first, count);
-    }
-  }
+  void run() const { tiles_.walk(*this); }
 
  private:
+  friend HeadTiles;
+
   void load_queries(std::int64_t first, std::int64_t count) const {
     const QueryView& q = s_.queries;
     for (std::int64_t i = 0; i < count; ++i)
@@ -85,11 +74,10 @@ class HeadForward {
     }
   }
 
+  void store_keys(std::int64_t, std::int64_t) const {}  // nothing is made for them
+
   /// Queries of the block from `query` against the loaded keys.
-  void add_tile(std::int64_t first, std::int64_t query, std::int64_t queries, std::int64_t row,
-                std::int64_t keys) const {
-    const std::int64_t shift = tiles_.shift(first + query, row);
-    if (queries - 1 + shift < 0) return;
+  void add_tile(std::int64_t query, std::int64_t queries, std::int64_t keys, std::int64_t shift) const {
     kernels_.forward({shape_.d_qk, shape_.d_v, queries, keys, shift, shape_.scale,
                       scratch_.q.data() + query * qk_, scratch_.k_by_column.data(), scratch_.v.data(),
                       scratch_.scores.data(), scratch_.max.data() + query, scratch_.sum.data() + query,

@@ -30,6 +30,28 @@ struct HeadTiles {
     const std::int64_t share = parts(tokens, blocks);
     return round_up(share, gradient_queries);
   }
+  /// Takes a head through its tiles: block of queries by block, tile of keys by tile. Head has
+  /// load_queries(first, count) and store_queries, load_keys(row, keys) and store_keys, and add_tile(query of
+  /// the block, queries, keys, shift).
+  template <class Head>
+  void walk(const Head& head) const {
+    for (std::int64_t first = 0; first < tokens; first += block()) {
+      const std::int64_t count = std::min(block(), tokens - first);
+      head.load_queries(first, count);
+      const std::int64_t end = seen(first + count - 1);
+      for (std::int64_t row = 0; row < end; row += gradient_keys) {
+        const std::int64_t keys = std::min(gradient_keys, end - row);
+        head.load_keys(row, keys);
+        for (std::int64_t query = 0; query < count; query += gradient_queries) {
+          const std::int64_t queries = std::min(gradient_queries, count - query);
+          const std::int64_t of_first = shift(first + query, row);
+          if (queries - 1 + of_first >= 0) head.add_tile(query, queries, keys, of_first);
+        }
+        head.store_keys(row, keys);
+      }
+      head.store_queries(first, count);
+    }
+  }
   /// Rows that a token sees.
   std::int64_t seen(std::int64_t token) const {
     return causal ? std::clamp(length - tokens + token + 1, std::int64_t{0}, length) : length;

@@ -40,9 +40,6 @@ class PanelFactor {
   /// c [m, n] = or += a b, for a [m, depth]. Throws Error if the shapes do not fit.
   void multiply(PanelOperand a, bool adds, MatrixView<float> c) const;
 
-  std::int64_t depth() const { return depth_; }
-  std::int64_t side() const { return side_; }
-
  private:
   struct Product;
 
