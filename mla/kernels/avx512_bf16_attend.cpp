@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "mla/core/parts.h"
 #include "mla/kernels/attend.h"
 #include "mla/kernels/avx512_bf16_fetch.h"
 #include "mla/kernels/avx512_bf16_pairs.h"
@@ -46,6 +47,7 @@ struct Set {
   std::int64_t rows;       // of the present tile that it works on: those that a query sees, rounded up
   std::int64_t stride;     // of the weights
   std::uint32_t* weights;  // [rows / 2][stride]
+  std::int64_t together;   // queries whose values are summed at a time
   bool grew;               // whether the present tile moved a reference
 };
 
@@ -101,13 +103,17 @@ void list_sets(std::int64_t queries, Work& work) {
     if (!set || (set->queries >= 16 && queries - group.first > 8)) {
       if (set) weights += tile_rows / 2 * set->stride;
       set = &work.sets[work.num_sets++];
-      *set = {g, 0, group.first, 0, AttendRows::run, 0, 0, weights, false};
+      *set = {g, 0, group.first, 0, AttendRows::run, 0, 0, weights, 0, false};
     }
     const std::int64_t end = group.first - set->first + 16 / group.partial_sums;
     set->stride = end > set->stride ? end : set->stride;
     if (group.partial_sums >= 8) set->row_step = 16;
     set->queries += group.queries;
     ++set->num_groups;
+  }
+  for (int s = 0; s < work.num_sets; ++s) {
+    Set& each = work.sets[s];
+    each.together = parts(each.queries, parts(each.queries, most_values));
   }
 }
 
@@ -230,15 +236,16 @@ struct LastFeatures {
   }
 };
 
-/// Adds 32 features of the values for the queries of a set.
+/// Adds 32 features of the values for the queries of a set. Its last block fetches: the first ones wait for
+/// the same lines from L2.
 void add_set_values(const Set& set, const Features& features, bool is_first, const float* shift, float* acc,
                     Fetch& fetch) {
-  const std::int64_t blocks = (set.queries + most_values - 1) / most_values;
-  const std::int64_t size = (set.queries + blocks - 1) / blocks;
-  for (std::int64_t i = 0; i < set.queries; i += size) {
+  Fetch nothing{fetch.list};
+  for (std::int64_t i = 0; i < set.queries; i += set.together) {
+    const bool is_last = i + set.together >= set.queries;
     add_values({features.runs, features.stride, set.rows / AttendRows::run, features.offset, set.weights + i,
                 set.stride, shift ? shift + set.first + i : nullptr, acc + (set.first + i) * 32, is_first},
-               set.queries - i < size ? set.queries - i : size, fetch);
+               is_last ? set.queries - i : set.together, is_last ? fetch : nothing);
   }
 }
 
@@ -269,10 +276,9 @@ std::int64_t score_steps(const AttendQueries& q, const Tile& tile, const Work& w
   return tile.count / (two ? 12 : 24) * (q.d_qk / (2 * kind));
 }
 
-/// Steps of the first set's values.
+/// Steps of the first set's values that fetch.
 std::int64_t value_steps(const AttendQueries& q, const Work& work) {
-  const std::int64_t blocks = (work.sets[0].queries + most_values - 1) / most_values;
-  return (q.d_v + 31) / 32 * blocks * (work.sets[0].rows / AttendRows::run);
+  return parts(q.d_v, 32) * (work.sets[0].rows / AttendRows::run);
 }
 
 void attend_tile(const AttendQueries& q, const AttendRows& rows, Tile tile, const State& state, Work& work) {

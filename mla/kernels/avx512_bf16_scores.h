@@ -217,7 +217,7 @@ __attribute__((noinline)) void score_block(const bf16* queries, const ScoreRows&
     fetch.step();
   };
   if constexpr (between > 0) taken = make_next<R, between>(*t.expander, take_and_fetch);
-  for (std::int64_t i = taken; i < whole; ++i) take_and_fetch();
+  fetch.along(whole - taken, take_step);
   to_fetch = fetch;
   const std::int64_t left = t.d_qk - whole * step;
   if (left > 0) {  // what lies behind the last features in the row may be anything

@@ -49,6 +49,20 @@ void store_pairs(__m512 weights, std::uint32_t* out, std::int64_t stride) {
   }
 }
 
+/// Of each lane, the largest of `count` registers; four at a time, since each maximum waits for the one
+/// before.
+inline __m512 largest_of(const float* scores, std::int64_t count) {
+  __m512 top[4];
+  for (__m512& t : top) t = _mm512_set1_ps(-__builtin_inff());
+  std::int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) top[k] = _mm512_max_ps(top[k], _mm512_load_ps(scores + (i + k) * 16));
+  }
+  for (; i < count; ++i) top[0] = _mm512_max_ps(top[0], _mm512_load_ps(scores + i * 16));
+  return _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
+}
+
 /// Turns the scores of `rows` rows, [rows / P][16], into weights, [rows / 2][stride] of bf16 pairs. Scores
 /// that a query may not see are -inf. A query's reference moves only when a score exceeds it by 8: then
 /// returns true, and `shift` is by how much the query's sums so far must be multiplied. `top` is the largest
@@ -58,9 +72,7 @@ bool softmax_tile(const float* scores, std::int64_t rows, float scale, Running& 
                   std::uint32_t* weights, std::int64_t stride, __m512& shift, __m512& top) {
   const __m512 unseen = _mm512_set1_ps(-__builtin_inff()), factor = _mm512_set1_ps(scale);
   const std::int64_t count = rows / P;
-  top = unseen;
-  for (std::int64_t i = 0; i < count; ++i) top = _mm512_max_ps(top, _mm512_load_ps(scores + i * 16));
-  top = _mm512_mul_ps(largest<P>(top), factor);
+  top = _mm512_mul_ps(largest<P>(largest_of(scores, count)), factor);
   const __mmask16 grows =
       _mm512_cmp_ps_mask(top, _mm512_add_ps(running.reference, _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
   if (grows) {
@@ -74,14 +86,21 @@ bool softmax_tile(const float* scores, std::int64_t rows, float scale, Running& 
   // A query that has seen nothing yet: any reference will do, as long as -inf minus it is -inf.
   const __mmask16 sees = _mm512_cmp_ps_mask(running.reference, unseen, _CMP_NEQ_UQ);
   const __m512 reference = _mm512_maskz_mov_ps(sees, running.reference);
-  __m512 sum = running.sum;  // kept here: in memory, each step would wait for the one before to be stored
-#pragma GCC unroll 4
-  for (std::int64_t i = 0; i < count; ++i) {
+  // Kept here: in memory, each step would wait for the one before to be stored. Two: it waits for the add.
+  __m512 even = running.sum, odd = _mm512_setzero_ps();
+  const auto weigh = [&](std::int64_t i, __m512 & sum) __attribute__((always_inline)) {
     const __m512 p = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + i * 16), factor, reference));
     sum = _mm512_add_ps(sum, p);
     store_pairs<P>(p, weights + i * (P / 2) * stride, stride);
+  };
+  std::int64_t i = 0;
+#pragma GCC unroll 2
+  for (; i + 2 <= count; i += 2) {
+    weigh(i, even);
+    weigh(i + 1, odd);
   }
-  running.sum = sum;
+  if (i < count) weigh(i, even);
+  running.sum = _mm512_add_ps(even, odd);
   return grows != 0;
 }
 
@@ -104,15 +123,14 @@ struct QueryState {
 void fold_query(const QueryState& query, const float* acc, std::int64_t chunk_stride, std::int64_t d_v,
                 const AttendSums& into) {
   if (query.sum == 0.0f) return;  // this query sees none of the rows
-  const FoldWeights weights = fold_weights(query.reference, query.sum, into);
-  for (std::int64_t d = 0; d < d_v; d += 32, acc += chunk_stride) {
-    __m512 low = _mm512_load_ps(acc), high = _mm512_load_ps(acc + 16);
-    to_order(low, high);
-    const std::int64_t left = d_v - d;
-    const __mmask32 there = left >= 32 ? ~__mmask32{0} : static_cast<__mmask32>((1u << left) - 1u);
-    fold_features(weights, static_cast<__mmask16>(there), low, into.acc + d);
-    fold_features(weights, static_cast<__mmask16>(there >> 16), high, into.acc + d + 16);
-  }
+  fold_all(
+      fold_weights(query.reference, query.sum, into), d_v,
+      into.acc, [&](std::int64_t d, __m512 & low, __m512 & high) __attribute__((always_inline)) {
+        const float* chunk = acc + d / 32 * chunk_stride;
+        low = _mm512_load_ps(chunk);
+        high = _mm512_load_ps(chunk + 16);
+        to_order(low, high);
+      });
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "mla/kernels/avx512_bf16_pairs.h"
 
@@ -25,48 +26,80 @@ struct ValueBlock {
   bool is_first;       // there are no sums so far
 };
 
+/// The sums of Q queries in registers.
 template <int Q>
-__attribute__((noinline)) void value_block(const ValueBlock& t, Fetch& to_fetch) {
-  Fetch fetch = to_fetch;
+struct ValueSums {
   __m512 low[Q], high[Q];
+
+  __attribute__((always_inline)) void clear() {
 #pragma GCC unroll 12
-  for (int q = 0; q < Q; ++q) {
-    low[q] = t.is_first ? _mm512_setzero_ps() : _mm512_load_ps(t.acc + q * 32);
-    high[q] = t.is_first ? _mm512_setzero_ps() : _mm512_load_ps(t.acc + q * 32 + 16);
+    for (int q = 0; q < Q; ++q) low[q] = high[q] = _mm512_setzero_ps();
   }
-  if (t.shift) {
+  __attribute__((always_inline)) void load(const float* acc) {
 #pragma GCC unroll 12
     for (int q = 0; q < Q; ++q) {
-      low[q] = _mm512_mul_ps(low[q], _mm512_set1_ps(t.shift[q]));
-      high[q] = _mm512_mul_ps(high[q], _mm512_set1_ps(t.shift[q]));
+      low[q] = _mm512_load_ps(acc + q * 32);
+      high[q] = _mm512_load_ps(acc + q * 32 + 16);
     }
   }
-  const std::uint32_t* weights = t.weights;
-  const std::int64_t stride = t.stride, offset = t.offset, weight_stride = t.weight_stride;
-  const auto add_pair = [&](const std::byte* row) __attribute__((always_inline)) {
-    const __m512i even = _mm512_loadu_si512(row), odd = _mm512_loadu_si512(row + stride);
+  __attribute__((always_inline)) void multiply(const float* by) {
+#pragma GCC unroll 12
+    for (int q = 0; q < Q; ++q) {
+      low[q] = _mm512_mul_ps(low[q], _mm512_set1_ps(by[q]));
+      high[q] = _mm512_mul_ps(high[q], _mm512_set1_ps(by[q]));
+    }
+  }
+  /// Adds two rows' values times each query's two weights.
+  __attribute__((always_inline)) void add(const std::byte* first, const std::byte* second,
+                                          const std::byte* weights) {
+    __m512i even = _mm512_loadu_si512(first), odd = _mm512_loadu_si512(second);
+    asm("" : "+v"(even), "+v"(odd));  // gcc would load each twice
     const __m512bh l = as_pairs(_mm512_unpacklo_epi16(even, odd));
     const __m512bh h = as_pairs(_mm512_unpackhi_epi16(even, odd));
 #pragma GCC unroll 12
     for (int q = 0; q < Q; ++q) {
-      const __m512bh p = as_pairs(_mm512_set1_epi32(static_cast<int>(weights[q])));
+      int pair;
+      std::memcpy(&pair, weights + q * 4, sizeof pair);
+      const __m512bh p = as_pairs(_mm512_set1_epi32(pair));
       low[q] = _mm512_dpbf16_ps(low[q], l, p);
       high[q] = _mm512_dpbf16_ps(high[q], h, p);
     }
-    weights += weight_stride;
-  };
-  for (std::int64_t i = 0; i < t.num_runs; ++i) {
-    const std::byte* run = t.runs[i] + offset;
-    add_pair(run);
-    add_pair(run + 2 * stride);
-    fetch.step();
   }
-  to_fetch = fetch;
+  __attribute__((always_inline)) void store(float* acc) const {
 #pragma GCC unroll 12
-  for (int q = 0; q < Q; ++q) {
-    _mm512_store_ps(t.acc + q * 32, low[q]);
-    _mm512_store_ps(t.acc + q * 32 + 16, high[q]);
+    for (int q = 0; q < Q; ++q) {
+      _mm512_store_ps(acc + q * 32, low[q]);
+      _mm512_store_ps(acc + q * 32 + 16, high[q]);
+    }
   }
+};
+
+template <int Q>
+__attribute__((noinline)) void value_block(const ValueBlock& t, Fetch& to_fetch) {
+  Fetch fetch = to_fetch;
+  ValueSums<Q> sums;
+  float* const acc = t.acc;
+  if (t.is_first) {
+    sums.clear();
+  } else {
+    sums.load(acc);
+  }
+  if (t.shift) sums.multiply(t.shift);
+  const std::byte* const* runs = t.runs;
+  const std::byte* weights = reinterpret_cast<const std::byte*>(t.weights);
+  const std::int64_t offset = t.offset;
+  std::int64_t stride = t.stride, stride3 = 3 * stride, weight_stride = t.weight_stride * 4;  // bytes
+  fetch.along(
+      t.num_runs, [&]() __attribute__((always_inline)) {
+        asm(""
+            : "+r"(stride), "+r"(stride3), "+r"(weight_stride));  // else gcc keeps an address for each load
+        const std::byte* run = *runs++ + offset;
+        sums.add(run, run + stride, weights);
+        sums.add(run + 2 * stride, run + stride3, weights + weight_stride);
+        weights += 2 * weight_stride;
+      });
+  to_fetch = fetch;
+  sums.store(acc);
 }
 
 template <int Q>

@@ -43,21 +43,57 @@ FoldWeights fold_weights(float max, float sum, const AttendSums& into) {
   return {is_first, _mm512_set1_ps(old), _mm512_set1_ps(added)};
 }
 
-/// Adds 16 features, or those that are there, to out.
-void fold_features(const FoldWeights& weights, __mmask16 there, __m512 features, float* out) {
-  features = _mm512_mul_ps(features, weights.added);
-  if (!weights.is_first) features = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, out), weights.old, features);
-  _mm512_mask_storeu_ps(out, there, features);
+/// Adds 32 features, or those that are there, to out.
+template <bool is_first>
+__attribute__((always_inline)) inline void fold_features(const FoldWeights& weights, __mmask32 there,
+                                                         __m512 low, __m512 high, float* out) {
+  const auto low_there = static_cast<__mmask16>(there), high_there = static_cast<__mmask16>(there >> 16);
+  low = _mm512_mul_ps(low, weights.added);
+  high = _mm512_mul_ps(high, weights.added);
+  if constexpr (!is_first) {
+    low = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(low_there, out), weights.old, low);
+    high = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(high_there, out + 16), weights.old, high);
+  }
+  _mm512_mask_storeu_ps(out, low_there, low);
+  _mm512_mask_storeu_ps(out + 16, high_there, high);
+}
+
+/// Adds d_v features to out; load(d, low, high) gives those from d on, zeros behind the last.
+template <bool is_first, class Load>
+__attribute__((always_inline)) inline void fold_features_of(const FoldWeights& weights, std::int64_t d_v,
+                                                            float* out, const Load& load) {
+  __m512 low, high;
+  std::int64_t d = 0;
+  for (; d + 32 <= d_v; d += 32) {
+    load(d, low, high);
+    fold_features<is_first>(weights, ~__mmask32{0}, low, high, out + d);
+  }
+  if (d == d_v) return;
+  load(d, low, high);
+  fold_features<is_first>(weights, (__mmask32{1} << (d_v - d)) - 1, low, high, out + d);
+}
+
+template <class Load>
+void fold_all(const FoldWeights& weights, std::int64_t d_v, float* out, const Load& load) {
+  if (weights.is_first) {
+    fold_features_of<true>(weights, d_v, out, load);
+  } else {
+    fold_features_of<false>(weights, d_v, out, load);
+  }
 }
 
 /// AttendKernel::join.
 void join(const AttendSums& from, std::int64_t d_v, const AttendSums& into) {
   if (*from.sum == 0.0f) return;  // this query sees none of the rows
-  const FoldWeights weights = fold_weights(*from.max, *from.sum, into);
-  for (std::int64_t d = 0; d < d_v; d += 16) {
-    const auto there = static_cast<__mmask16>(d_v - d >= 16 ? 0xFFFF : (1 << (d_v - d)) - 1);
-    fold_features(weights, there, _mm512_maskz_loadu_ps(there, from.acc + d), into.acc + d);
-  }
+  const float* acc = from.acc;
+  fold_all(
+      fold_weights(*from.max, *from.sum, into), d_v,
+      into.acc, [&](std::int64_t d, __m512 & low, __m512 & high) __attribute__((always_inline)) {
+        const std::int64_t left = d_v - d;
+        const __mmask32 there = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+        low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there), acc + d);
+        high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there >> 16), acc + d + 16);
+      });
 }
 
 }  // namespace
