@@ -100,7 +100,7 @@ Sums run(const AttendKernel& kernel, const QueryKinds& kinds, const std::vector<
   std::vector<AttendSums> into;
   for (std::int64_t i = 0; i < count; ++i)
     into.push_back({&sums.max[i], &sums.sum[i], &sums.acc[i * rows.d_v]});
-  kernel.fold(q, state.data(), into.data());
+  kernel.fold(q, state.data(), nullptr, into.data());
   return sums;
 }
 

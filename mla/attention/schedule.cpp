@@ -41,8 +41,8 @@ class BranchSums {
   float* memory_;
 };
 
-/// Folds the states of one unit's splits, which come in order: branches that wait for their right neighbour
-/// are kept level by level, and none waits behind a smaller one.
+/// Folds the states of one unit's splits, which come in order: a pair's states at once, and branches that
+/// wait for their right neighbour are kept level by level, none behind a smaller one.
 class Tree {
  public:
   /// Levels that wait at most, the unit's own sums included, for a unit of `splits` splits.
@@ -59,19 +59,24 @@ class Tree {
     if (own) BranchSums(sequence, own).clear();
   }
 
+  /// A state that is first of a pair is read when the second comes, or by finish().
   void add(const std::byte* state) {
-    if (splits_++ % 2 == 0 && depth_++ > 0) BranchSums(*sequence_, level(depth_ - 1)).clear();
-    AttendSums into[AttendQueries::max_count];
-    for (std::int64_t i = 0; i < item_.kinds.count(); ++i) into[i] = sums(depth_ - 1, i);
-    sequence_->fold(item_, state, into);
-    if (splits_ % 2 == 0) {
-      for (std::int64_t pairs = splits_ / 2; pairs % 2 == 0; pairs /= 2) join();
+    if (splits_++ % 2 == 0) {
+      first_ = state;
+      return;
     }
+    if (depth_++ > 0) BranchSums(*sequence_, level(depth_ - 1)).clear();
+    fold(first_, state);
+    for (std::int64_t pairs = splits_ / 2; pairs % 2 == 0; pairs /= 2) join();
   }
 
   const SequenceAttention::Item& item() const { return item_; }
 
   void finish() {
+    if (splits_ % 2 != 0) {  // a branch of one split, whose sums join those of the one before it
+      depth_ = std::max(depth_, std::int64_t{1});
+      fold(first_, nullptr);
+    }
     while (depth_ > 1) join();
   }
 
@@ -80,6 +85,11 @@ class Tree {
   AttendSums sums(std::int64_t depth, std::int64_t i) const {
     if (depth == 0 && !own_) return sequence_->sums(item_, i);
     return BranchSums(*sequence_, depth == 0 ? own_ : level(depth))[i];
+  }
+  void fold(const std::byte* first, const std::byte* second) const {
+    AttendSums into[AttendQueries::max_count];
+    for (std::int64_t i = 0; i < item_.kinds.count(); ++i) into[i] = sums(depth_ - 1, i);
+    sequence_->fold(item_, first, second, into);
   }
   void join() {
     --depth_;
@@ -92,6 +102,7 @@ class Tree {
   float *own_ = nullptr, *waiting_ = nullptr;
   std::int64_t stride_ = 0;
   std::int64_t splits_ = 0, depth_ = 0;
+  const std::byte* first_ = nullptr;  // of a pair
 };
 
 }  // namespace
@@ -158,7 +169,7 @@ void AttentionSchedule::attend(const Unit& unit) {
   thread_local Buffer<std::byte> packed, states;
   thread_local Buffer<float> waiting;
   packed.resize(together * s.packed_bytes());
-  states.resize(together * s.state_bytes());
+  states.resize(2 * together * s.state_bytes());  // of a pair of splits
   waiting.resize(together * size * Tree::levels(unit.last - unit.first));
   Tree trees[SequenceAttention::most_together];
   for (std::int64_t i = 0; i < together; ++i) {
@@ -168,9 +179,9 @@ void AttentionSchedule::attend(const Unit& unit) {
     trees[i] = Tree(s, item, own, waiting.data() + i * size, together * size);
   }
   for (std::int64_t split = unit.first; split < unit.last; ++split) {
-    s.attend_split(unit.item, packed.data(), w.part, w.first_row, split, unit.last * s.split_rows(),
-                   states.data());
-    for (std::int64_t i = 0; i < together; ++i) trees[i].add(states.data() + i * s.state_bytes());
+    std::byte* state = states.data() + (split - unit.first) % 2 * together * s.state_bytes();
+    s.attend_split(unit.item, packed.data(), w.part, w.first_row, split, unit.last * s.split_rows(), state);
+    for (std::int64_t i = 0; i < together; ++i) trees[i].add(state + i * s.state_bytes());
   }
   for (std::int64_t i = 0; i < together; ++i) {
     trees[i].finish();

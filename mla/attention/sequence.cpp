@@ -221,8 +221,9 @@ AttendSums SequenceAttention::sums(const Item& item, std::int64_t i) const {
   return {&max_[row], &sum_[row], acc_ + row * shape_.d_v};
 }
 
-void SequenceAttention::fold(const Item& item, const std::byte* state, const AttendSums* into) const {
-  kernel_->fold(queries_of(item, nullptr), state, into);
+void SequenceAttention::fold(const Item& item, const std::byte* first, const std::byte* second,
+                             const AttendSums* into) const {
+  kernel_->fold(queries_of(item, nullptr), first, second, into);
 }
 
 void SequenceAttention::join(const AttendSums& from, const AttendSums& into) const {

@@ -70,8 +70,8 @@ class SequenceAttention {
                     std::byte* states) const;
   /// The sums of the item's query i over all that was folded into them.
   AttendSums sums(const Item& item, std::int64_t i) const;
-  /// Adds a split's sums to others of the item's queries.
-  void fold(const Item& item, const std::byte* state, const AttendSums* into) const;
+  /// Adds the sums of a split, or of two, to others of the item's queries; `second` may be null.
+  void fold(const Item& item, const std::byte* first, const std::byte* second, const AttendSums* into) const;
   /// Adds a query's sums over later rows to those over earlier ones.
   void join(const AttendSums& from, const AttendSums& into) const;
   /// Divides by the sums; see OnlineAttention::finish.

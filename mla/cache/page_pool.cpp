@@ -15,11 +15,10 @@ std::int64_t stride_of(std::int64_t row_bytes) {
 }
 
 /// Rows of an even number of lines use only every other set of a cache: pages of them lie an odd number of
-/// lines apart, so that a conversation's pages use all sets between them. Small pages needn't, for the
-/// memory.
-std::int64_t pitch_of(std::int64_t page_bytes) {
+/// lines apart, so that a conversation's pages use all sets between them. Small pages needn't, for the memory.
+std::int64_t pitch_of(std::int64_t page_bytes, std::int64_t row_stride) {
   constexpr std::int64_t line = 64, least = 64 * line;
-  return page_bytes >= least && page_bytes % (2 * line) == 0 ? page_bytes + line : page_bytes;
+  return page_bytes >= least && row_stride % (2 * line) == 0 ? page_bytes + line : page_bytes;
 }
 
 }  // namespace
@@ -39,7 +38,7 @@ PagePool::PagePool(RowLayout layout, std::int64_t num_layers, std::int64_t page_
 void PagePool::grow() {
   constexpr std::int64_t slab_bytes = std::int64_t{2} << 20;
   const auto made = static_cast<std::int64_t>(pages_.size());
-  const std::int64_t pitch = pitch_of(page_bytes());
+  const std::int64_t pitch = pitch_of(page_bytes(), row_stride_);
   const std::int64_t count = std::min(std::max(slab_bytes / pitch, std::int64_t{1}), max_pages_ - made);
   Buffer<std::byte> slab(std::max(slab_bytes, count * pitch));  // whole, so that it is one huge page
   pages_.reserve(pages_.size() + static_cast<std::size_t>(count));

@@ -41,8 +41,11 @@ void plain_begin(const AttendQueries& q, void* state) {
   std::fill_n(sums.acc, count * q.d_v, 0.0f);
 }
 
-void plain_fold(const AttendQueries& q, const void* state, const AttendSums* into) {
-  for (std::int64_t i = 0; i < q.kinds.count(); ++i) join_sums(plain_sums(q, state, i), q.d_v, into[i]);
+void plain_fold(const AttendQueries& q, const void* first, const void* second, const AttendSums* into) {
+  for (const void* state : {first, second}) {
+    for (std::int64_t i = 0; state && i < q.kinds.count(); ++i)
+      join_sums(plain_sums(q, state, i), q.d_v, into[i]);
+  }
 }
 
 /// Scores of rows [first, first + count), then exp(score - new maximum) in their place; returns the factor by

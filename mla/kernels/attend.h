@@ -85,8 +85,9 @@ struct AttendKernel {
   std::int64_t (*state_bytes)(const QueryKinds& kinds, std::int64_t d_v);
   void (*begin)(const AttendQueries& queries, void* state);
   void (*attend)(const AttendQueries& queries, const AttendRows& rows, void* state);
-  /// Adds the state's sums of each query to into[0..queries).
-  void (*fold)(const AttendQueries& queries, const void* state, const AttendSums* into);
+  /// Adds one state's sums of each query to into[0..queries), or those of two, one after the other; `second`
+  /// may be null.
+  void (*fold)(const AttendQueries& queries, const void* first, const void* second, const AttendSums* into);
   /// Adds one query's sums to others by the same arithmetic: fold into nothing and join are fold.
   void (*join)(const AttendSums& from, std::int64_t d_v, const AttendSums& into);
 };

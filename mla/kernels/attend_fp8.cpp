@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "mla/core/buffer.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/attend.h"
 #include "mla/kernels/fp8_rows.h"
 
@@ -30,8 +31,8 @@ void begin(const AttendQueries& q, void* state) {
   bf16_pair_attend.begin(q, state);
 }
 
-void fold(const AttendQueries& q, const void* state, const AttendSums* into) {
-  bf16_pair_attend.fold(q, state, into);
+void fold(const AttendQueries& q, const void* first, const void* second, const AttendSums* into) {
+  bf16_pair_attend.fold(q, first, second, into);
 }
 
 void join(const AttendSums& from, std::int64_t d_v, const AttendSums& into) {
@@ -57,7 +58,7 @@ void attend_tile(const AttendQueries& q, const AttendRows& rows, std::int64_t fi
     most = std::max(most, visible[i]);
   }
   if (most == 0) return;
-  const std::int64_t stride = (q.d_qk + 31) / 32 * 32;  // whole lines
+  const std::int64_t stride = (parts(q.d_qk, 32) | 1) * 32;  // an odd number of lines, to use all sets of L1
   const std::int64_t num_runs = (count + run - 1) / run;
   thread_local Buffer<bf16> memory;
   bf16* expanded = memory.resize(tile_rows * stride);

@@ -147,12 +147,15 @@ void fold_kind(const AttendQueries& q, Cursor& at, std::int64_t queries, const A
   at.query += queries;
 }
 
-void vector_fold(const AttendQueries& q, const void* state, const AttendSums* into) {
-  Cursor at = start(q, state);
-  fold_kind<W / 8>(q, at, q.kinds.eights, into);
-  fold_kind<W / 4>(q, at, q.kinds.fours, into);
-  fold_kind<W / 2>(q, at, q.kinds.twos, into);
-  fold_kind<W>(q, at, q.kinds.ones, into);
+void vector_fold(const AttendQueries& q, const void* first, const void* second, const AttendSums* into) {
+  for (const void* state : {first, second}) {
+    if (!state) continue;
+    Cursor at = start(q, state);
+    fold_kind<W / 8>(q, at, q.kinds.eights, into);
+    fold_kind<W / 4>(q, at, q.kinds.fours, into);
+    fold_kind<W / 2>(q, at, q.kinds.twos, into);
+    fold_kind<W>(q, at, q.kinds.ones, into);
+  }
 }
 
 constexpr AttendKernel vector_f32_attend = {

@@ -339,18 +339,22 @@ void attend(const AttendQueries& q, const AttendRows& rows, void* memory) {
   }
 }
 
-void fold(const AttendQueries& q, const void* memory, const AttendSums* into) {
-  const State state(q.kinds, const_cast<void*>(memory));
-  const std::int64_t queries = q.kinds.count();
-  const Running* running = state.running;
-  std::int64_t query = 0;
+void fold(const AttendQueries& q, const void* first, const void* second, const AttendSums* into) {
+  const State states[2] = {State(q.kinds, const_cast<void*>(first)),
+                           State(q.kinds, const_cast<void*>(second ? second : first))};
+  const std::int64_t stride = q.kinds.count() * 32;
+  std::int64_t query = 0, group = 0;
   for_each_kind(q.kinds, [&](auto lanes, std::int64_t of_kind) {
     constexpr int size = decltype(lanes)::queries, partial_sums = 16 / size;
     for (std::int64_t i = 0; i < of_kind; ++i, ++query) {
-      fold_query({running[i / size], i % size * partial_sums, partial_sums}, state.acc + query * 32,
-                 queries * 32, q.d_v, into[query]);
+      const auto sums_of = [&](const State& state) {
+        return query_sums(state.running[group + i / size], i % size * partial_sums, partial_sums,
+                          {state.acc + query * 32, stride});
+      };
+      const auto more = sums_of(states[1]);
+      fold_states<2>(sums_of(states[0]), second ? &more : nullptr, q.d_v, into[query]);
     }
-    running += groups_of(of_kind, size);
+    group += groups_of(of_kind, size);
   });
 }
 

@@ -106,31 +106,27 @@ bool softmax_tile(const float* scores, std::int64_t rows, float scale, Running& 
 
 // ---------------------------------------------------------------- sums of splits
 
-/// The sum and reference of a query: lane `lane` on, partial_sums of them.
-struct QueryState {
-  float reference, sum;
+/// The features of a query's sums: acc is [d / 32][chunk_stride], its first 32 lanes the query's.
+struct LoadFeatures {
+  const float* acc;
+  std::int64_t chunk_stride;
 
-  QueryState(const Running& running, std::int64_t lane, int partial_sums) : sum(0.0f) {
-    float references[16], sums[16];
-    _mm512_storeu_ps(references, running.reference);
-    _mm512_storeu_ps(sums, running.sum);
-    reference = references[lane];
-    for (int p = 0; p < partial_sums; ++p) sum += sums[lane + p];
+  __attribute__((always_inline)) void operator()(std::int64_t d, __m512 (&x)[2]) const {
+    const float* chunk = acc + d / 32 * chunk_stride;
+    x[0] = _mm512_load_ps(chunk);
+    x[1] = _mm512_load_ps(chunk + 16);
+    to_order(x[0], x[1]);
   }
 };
 
-/// Adds one query's sums to others: acc is [d / 32][chunk_stride], its first 32 lanes the query's.
-void fold_query(const QueryState& query, const float* acc, std::int64_t chunk_stride, std::int64_t d_v,
-                const AttendSums& into) {
-  if (query.sum == 0.0f) return;  // this query sees none of the rows
-  fold_all(
-      fold_weights(query.reference, query.sum, into), d_v,
-      into.acc, [&](std::int64_t d, __m512 & low, __m512 & high) __attribute__((always_inline)) {
-        const float* chunk = acc + d / 32 * chunk_stride;
-        low = _mm512_load_ps(chunk);
-        high = _mm512_load_ps(chunk + 16);
-        to_order(low, high);
-      });
+/// The sums of a query that has lanes [lane, lane + partial_sums) of a group's.
+StateSums<LoadFeatures> query_sums(const Running& running, std::int64_t lane, int partial_sums,
+                                   LoadFeatures load) {
+  float references[16], sums[16], sum = 0.0f;
+  _mm512_storeu_ps(references, running.reference);
+  _mm512_storeu_ps(sums, running.sum);
+  for (int p = 0; p < partial_sums; ++p) sum += sums[lane + p];
+  return {references[lane], sum, load};
 }
 
 }  // namespace

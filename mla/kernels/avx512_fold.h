@@ -43,57 +43,76 @@ FoldWeights fold_weights(float max, float sum, const AttendSums& into) {
   return {is_first, _mm512_set1_ps(old), _mm512_set1_ps(added)};
 }
 
-/// Adds 32 features, or those that are there, to out.
-template <bool is_first>
-__attribute__((always_inline)) inline void fold_features(const FoldWeights& weights, __mmask32 there,
-                                                         __m512 low, __m512 high, float* out) {
-  const auto low_there = static_cast<__mmask16>(there), high_there = static_cast<__mmask16>(there >> 16);
-  low = _mm512_mul_ps(low, weights.added);
-  high = _mm512_mul_ps(high, weights.added);
-  if constexpr (!is_first) {
-    low = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(low_there, out), weights.old, low);
-    high = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(high_there, out + 16), weights.old, high);
-  }
-  _mm512_mask_storeu_ps(out, low_there, low);
-  _mm512_mask_storeu_ps(out + 16, high_there, high);
+/// Which of features [d + 16 i, d + 16 i + 16) of d_v exist.
+inline __mmask16 features_there(std::int64_t d, int i, std::int64_t d_v) {
+  const std::int64_t left = d_v - d - 16 * i;
+  return static_cast<__mmask16>(left >= 16 ? 0xFFFF : left <= 0 ? 0 : (1 << left) - 1);
 }
 
-/// Adds d_v features to out; load(d, low, high) gives those from d on, zeros behind the last.
-template <bool is_first, class Load>
-__attribute__((always_inline)) inline void fold_features_of(const FoldWeights& weights, std::int64_t d_v,
-                                                            float* out, const Load& load) {
-  __m512 low, high;
-  std::int64_t d = 0;
-  for (; d + 32 <= d_v; d += 32) {
-    load(d, low, high);
-    fold_features<is_first>(weights, ~__mmask32{0}, low, high, out + d);
+/// Adds a query's d_v features to out. load(d, x) gives 16 N of them from d on, and anything behind the last.
+template <int N, class Load>
+void add_features(const FoldWeights& weights, std::int64_t d_v, float* out, const Load& load) {
+  for (std::int64_t d = 0; d < d_v; d += 16 * N) {
+    __m512 x[N];
+    load(d, x);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      const __mmask16 there = features_there(d, i, d_v);
+      float* at = out + d + 16 * i;
+      x[i] = _mm512_mul_ps(x[i], weights.added);
+      if (!weights.is_first) x[i] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, at), weights.old, x[i]);
+      _mm512_mask_storeu_ps(at, there, x[i]);
+    }
   }
-  if (d == d_v) return;
-  load(d, low, high);
-  fold_features<is_first>(weights, (__mmask32{1} << (d_v - d)) - 1, low, high, out + d);
 }
 
+/// The same of two queries' features to nothing, the first as they are: what adding one after the other comes
+/// to, with a third of the memory walked.
+template <int N, class Load>
+void add_two_features(const FoldWeights& weights, std::int64_t d_v, float* out, const Load& load_first,
+                      const Load& load_second) {
+  const __m512 old = weights.old, added = weights.added;
+  for (std::int64_t d = 0; d < d_v; d += 16 * N) {
+    __m512 x[N], y[N];
+    load_first(d, x);
+    load_second(d, y);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      _mm512_mask_storeu_ps(out + d + 16 * i, features_there(d, i, d_v),
+                            _mm512_fmadd_ps(x[i], old, _mm512_mul_ps(y[i], added)));
+    }
+  }
+}
+
+/// Sums of a query over the rows of one state; `load` as add_features takes it.
 template <class Load>
-void fold_all(const FoldWeights& weights, std::int64_t d_v, float* out, const Load& load) {
-  if (weights.is_first) {
-    fold_features_of<true>(weights, d_v, out, load);
-  } else {
-    fold_features_of<false>(weights, d_v, out, load);
+struct StateSums {
+  float max, sum;
+  Load load;
+};
+
+/// Adds a query's sums over one state or, if second is not null, two.
+template <int N, class Load>
+void fold_states(const StateSums<Load>& first, const StateSums<Load>* second, std::int64_t d_v,
+                 const AttendSums& into) {
+  if (second && *into.sum == 0.0f && first.sum != 0.0f && second->sum != 0.0f) {
+    fold_weights(first.max, first.sum, into);
+    add_two_features<N>(fold_weights(second->max, second->sum, into), d_v, into.acc, first.load,
+                        second->load);
+    return;
+  }
+  for (const StateSums<Load>* state : {&first, second}) {
+    if (!state || state->sum == 0.0f) continue;  // this query sees none of the rows
+    add_features<N>(fold_weights(state->max, state->sum, into), d_v, into.acc, state->load);
   }
 }
 
 /// AttendKernel::join.
 void join(const AttendSums& from, std::int64_t d_v, const AttendSums& into) {
-  if (*from.sum == 0.0f) return;  // this query sees none of the rows
-  const float* acc = from.acc;
-  fold_all(
-      fold_weights(*from.max, *from.sum, into), d_v,
-      into.acc, [&](std::int64_t d, __m512 & low, __m512 & high) __attribute__((always_inline)) {
-        const std::int64_t left = d_v - d;
-        const __mmask32 there = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-        low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there), acc + d);
-        high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there >> 16), acc + d + 16);
-      });
+  const auto load = [&](std::int64_t d, __m512(&x)[2]) {
+    for (int i = 0; i < 2; ++i) x[i] = _mm512_maskz_loadu_ps(features_there(d, i, d_v), from.acc + d + 16 * i);
+  };
+  fold_states<2, decltype(load)>({*from.max, *from.sum, load}, nullptr, d_v, into);
 }
 
 }  // namespace

@@ -87,9 +87,9 @@ ScoreBlock score_block_of(const AttendRows& rows, const LatentRow& at, const Gro
           &work.ahead.fetch};
 }
 
-void place_rows(const AttendRows& rows, const Tile& tile, int first, ScoreBlock& block) {
+void place_rows(const AttendRows& rows, const Tile& tile, int first, int runs, ScoreBlock& block) {
   block.first = first;
-  for (int i = 0; i < 2; ++i) block.runs[i] = tile.runs[first / 4 + i] + rows.key_offset;
+  for (int i = 0; i < runs; ++i) block.runs[i] = tile.runs[first / 4 + i] + rows.key_offset;
 }
 
 /// Scores of neighbouring groups into work.scores: one or two of P = 2, or of P = 4.
@@ -97,10 +97,19 @@ template <int P>
 void score(const AttendRows& rows, const LatentRow& at, const Tile& tile, const Group* groups, int count,
            int most, Work& work) {
   ScoreBlock block = score_block_of<P>(rows, at, groups[0], work, 0);
-  for (int r = 0; r < most; r += row_block) {
-    place_rows(rows, tile, r, block);
-    (count == 2 ? score_block<P, 2> : score_block<P, 1>)(block);
-  }
+  int r = 0;
+  const auto take = [&](auto runs) {
+    constexpr int R = decltype(runs)::value;
+    place_rows(rows, tile, r, R, block);
+    if (count == 2) {
+      score_block<P, 2, R>(block);
+    } else {
+      score_block<P, 1, R>(block);
+    }
+    r += 4 * R;
+  };
+  while (most - r >= 12 && most - r != 16) take(Count<3>{});
+  while (r < most) take(Count<2>{});
 }
 
 /// The same of one or two of P = 2 and one of P = 4.
@@ -109,7 +118,7 @@ void score_mixed(const AttendRows& rows, const LatentRow& at, const Tile& tile, 
   ScoreBlock block = score_block_of<2>(rows, at, groups[0], work, 0);
   ScoreBlock four = score_block_of<4>(rows, at, groups[eights], work, eights);
   for (int r = 0; r < most; r += row_block) {
-    place_rows(rows, tile, r, block);
+    place_rows(rows, tile, r, 2, block);
     four.first = r;
     (eights == 2 ? mixed_block<2> : mixed_block<1>)(block, four);
   }
@@ -306,20 +315,27 @@ void begin(const AttendQueries& q, void* state) {
   }
 }
 
-void fold(const AttendQueries& q, const void* state, const AttendSums* into) {
-  const State at = state_in(q, const_cast<void*>(state));
+/// A query's sums over a state: lanes [lane, lane + p) of group g, place `place`.
+StateSums<LoadFeatures> query_sums(const State& at, std::int64_t g, std::int64_t lane, int p,
+                                   std::int64_t place) {
+  const float* sums = at.running[g].sum + lane;
+  return {at.running[g].reference[lane],
+          p == 2 ? sums[0] + sums[1] : (sums[0] + sums[1]) + (sums[2] + sums[3]),
+          {at.acc + place * 32, at.stride}};
+}
+
+void fold(const AttendQueries& q, const void* first, const void* second, const AttendSums* into) {
+  const State states[2] = {state_in(q, const_cast<void*>(first)),
+                           state_in(q, const_cast<void*>(second ? second : first))};
   const std::int64_t count = q.kinds.count();
-  alignas(64) float acc[int8_widest];
   for (std::int64_t i = 0, g = 0, place = 0; i < count; ++g) {
     const bool is_eight = i < q.kinds.eights;
     const std::int64_t size = is_eight ? 8 : 4, last = is_eight ? q.kinds.eights : count;
     const int p = is_eight ? 2 : 4;
     for (std::int64_t lane = 0; lane < 16 && i < last && lane < size * p; lane += p, ++i) {
-      const float* sums = at.running[g].sum + lane;
-      float sum = is_eight ? sums[0] + sums[1] : (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      if (sum == 0.0f) continue;  // this query sees none of the rows
-      order(at.acc + (place + lane / p) * 32, at.stride, q.d_v, acc);
-      join({&at.running[g].reference[lane], &sum, acc}, q.d_v, into[i]);
+      const auto more = query_sums(states[1], g, lane, p, place + lane / p);
+      fold_states<4>(query_sums(states[0], g, lane, p, place + lane / p), second ? &more : nullptr, q.d_v,
+                     into[i]);
     }
     place += size;
   }

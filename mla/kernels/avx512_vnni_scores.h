@@ -15,7 +15,8 @@ namespace {
 
 constexpr int tile_rows = 256;
 constexpr int steps_of_fetch = 4;      // of products, that follow each step of fetching
-constexpr int row_block = 8;           // rows of one score block, two runs
+constexpr int row_block = 8;           // rows that tiles are filled up to a multiple of
+constexpr int most_runs = 3;           // of four rows, of one score block
 constexpr int sum_start = 0x4B400000;  // the bits of 1.5 * 2^23
 constexpr float sum_start_value = 12582912.0f;
 
@@ -120,7 +121,7 @@ struct RowFactors {
 };
 
 struct ScoreBlock {
-  const std::byte* runs[2];
+  const std::byte* runs[most_runs];
   std::int64_t row_stride;
   const std::byte* queries;  // of the first group, behind its step sizes
   std::int64_t group_bytes;
@@ -133,19 +134,22 @@ struct ScoreBlock {
   Fetch* fetch;  // a step for every steps_of_fetch steps of products
 };
 
-/// A block's rows: two pointers reach all eight, so that none is spilled.
+/// A block's rows: R pointers reach all 4 R, so that none is spilled.
+template <int R>
 struct BlockRows {
-  const std::byte* runs[2];
+  const std::byte* runs[R];
   std::int64_t stride, stride3;
 
-  explicit BlockRows(const ScoreBlock& b)
-      : runs{b.runs[0], b.runs[1]}, stride(b.row_stride), stride3(3 * b.row_stride) {}
+  explicit BlockRows(const ScoreBlock& b) : stride(b.row_stride), stride3(3 * b.row_stride) {
+#pragma GCC unroll 3
+    for (int i = 0; i < R; ++i) runs[i] = b.runs[i];
+  }
   __attribute__((always_inline)) const std::byte* operator[](int r) const {
     return runs[r / 4] + (r % 4 == 3 ? stride3 : r % 4 * stride);
   }
   __attribute__((always_inline)) void advance(std::int64_t bytes) {
-    runs[0] += bytes;
-    runs[1] += bytes;
+#pragma GCC unroll 3
+    for (int i = 0; i < R; ++i) runs[i] += bytes;
   }
 };
 
@@ -214,16 +218,16 @@ __attribute__((always_inline)) inline void store_scores(const ScoreBlock& b, int
                   _mm512_fmadd_ps(_mm512_mul_ps(row_sums(sums), scale), b.scales[g], log2_scale));
 }
 
-/// A step of G groups and eight rows.
-template <int P, int G, class Add>
-__attribute__((always_inline)) inline void score_step(BlockRows& row, const std::byte*& queries,
-                                                      std::int64_t group_stride, __m512i (&acc)[row_block][G],
+/// A step of G groups and 4 R rows.
+template <int P, int G, int R, class Add>
+__attribute__((always_inline)) inline void score_step(BlockRows<R>& row, const std::byte*& queries,
+                                                      std::int64_t group_stride, __m512i (&acc)[4 * R][G],
                                                       const Add& add) {
   __m512i q[G];
 #pragma GCC unroll 2
   for (int g = 0; g < G; ++g) q[g] = _mm512_load_si512(queries + g * group_stride);
-#pragma GCC unroll 8
-  for (int r = 0; r < row_block; ++r) {
+#pragma GCC unroll 12
+  for (int r = 0; r < 4 * R; ++r) {
     const __m512i k = spread<P>(row[r]);
 #pragma GCC unroll 2
     for (int g = 0; g < G; ++g) acc[r][g] = add(acc[r][g], q[g], k);
@@ -233,13 +237,13 @@ __attribute__((always_inline)) inline void score_step(BlockRows& row, const std:
 }
 
 /// A step by the last `count` bytes of a part of the rows; what lies behind them may be anything.
-template <int P, int G, class Add>
-__attribute__((always_inline)) inline void last_score_step(const BlockRows& row, std::int64_t count,
+template <int P, int G, int R, class Add>
+__attribute__((always_inline)) inline void last_score_step(const BlockRows<R>& row, std::int64_t count,
                                                            const std::byte*& queries,
                                                            std::int64_t group_stride,
-                                                           __m512i (&acc)[row_block][G], const Add& add) {
-#pragma GCC unroll 8
-  for (int r = 0; r < row_block; ++r) {
+                                                           __m512i (&acc)[4 * R][G], const Add& add) {
+#pragma GCC unroll 12
+  for (int r = 0; r < 4 * R; ++r) {
     const __m512i k = spread_part<P>(row[r], count);
 #pragma GCC unroll 2
     for (int g = 0; g < G; ++g) acc[r][g] = add(acc[r][g], _mm512_load_si512(queries + g * group_stride), k);
@@ -258,38 +262,38 @@ __attribute__((always_inline)) inline void repeat(std::int64_t count, Fetch& fet
   for (; count > 0; --count) step();
 }
 
-/// Scores of G groups, as logarithms of the weights of the rows' codes: scores[g][row / P] as row_sums gives
+/// Scores of G groups for R runs, as logarithms of the weights of the rows' codes: scores[g][row / P] as row_sums gives
 /// them.
-template <int P, int G>
+template <int P, int G, int R>
 __attribute__((noinline)) void score_block(const ScoreBlock& b) {
   using L = Lanes<P>;
   const auto add_codes = [](__m512i sum, __m512i q, __m512i k) { return add_products_of_bytes(sum, q, k); };
   const auto add_rope = [](__m512i sum, __m512i q, __m512i k) { return add_products_of_bf16(sum, q, k); };
-  __m512i acc[row_block][G];
-#pragma GCC unroll 8
-  for (int r = 0; r < row_block; ++r) {
+  __m512i acc[4 * R][G];
+#pragma GCC unroll 12
+  for (int r = 0; r < 4 * R; ++r) {
 #pragma GCC unroll 2
     for (int g = 0; g < G; ++g) acc[r][g] = start_of<P>(b, r);
   }
-  BlockRows row(b);
+  BlockRows<R> row(b);
   Fetch fetch = *b.fetch;
   const std::byte* queries = b.queries;
   const std::int64_t group_stride = b.group_bytes;
   const std::int64_t codes_left = b.d_c % L::codes, rope_left = 2 * b.d_r % L::bytes;
   repeat(
       b.d_c / L::codes, fetch, [&]() __attribute__((always_inline)) {
-        score_step<P, G>(row, queries, group_stride, acc, add_codes);
+        score_step<P, G, R>(row, queries, group_stride, acc, add_codes);
       });
-  if (codes_left > 0) last_score_step<P, G>(row, codes_left, queries, group_stride, acc, add_codes);
+  if (codes_left > 0) last_score_step<P, G, R>(row, codes_left, queries, group_stride, acc, add_codes);
   row.advance(b.rope_offset - b.d_c + codes_left);
   repeat(
       2 * b.d_r / L::bytes, fetch, [&]() __attribute__((always_inline)) {
-        score_step<P, G>(row, queries, group_stride, acc, add_rope);
+        score_step<P, G, R>(row, queries, group_stride, acc, add_rope);
       });
-  if (rope_left > 0) last_score_step<P, G>(row, rope_left, queries, group_stride, acc, add_rope);
+  if (rope_left > 0) last_score_step<P, G, R>(row, rope_left, queries, group_stride, acc, add_rope);
   *b.fetch = fetch;
-#pragma GCC unroll 4
-  for (int r = 0; r < row_block; r += P) {
+#pragma GCC unroll 6
+  for (int r = 0; r < 4 * R; r += P) {
 #pragma GCC unroll 2
     for (int g = 0; g < G; ++g) {
       __m512i some[P];
@@ -308,7 +312,7 @@ bool fits_mixed_block(std::int64_t d_c, std::int64_t d_r) {
 /// Two steps of G groups of eight and one of a group of four, by 16 bytes of each row; the rows' broadcasts
 /// for the four hide behind the products of the eights.
 template <int G, class Add>
-__attribute__((always_inline)) inline void mixed_step(BlockRows& row, const std::byte*& eights,
+__attribute__((always_inline)) inline void mixed_step(BlockRows<2>& row, const std::byte*& eights,
                                                       std::int64_t group_stride, const std::byte*& fours,
                                                       __m512i (&acc)[row_block][G + 1], const Add& add) {
 #pragma GCC unroll 2
@@ -343,7 +347,7 @@ __attribute__((noinline)) void mixed_block(const ScoreBlock& b, const ScoreBlock
     for (int g = 0; g < G; ++g) acc[r][g] = start_of<2>(b, r);
     acc[r][G] = start_of<4>(four, r);
   }
-  BlockRows row(b);
+  BlockRows<2> row(b);
   Fetch fetch = *b.fetch;
   const std::byte *eights = b.queries, *fours = four.queries;
   const std::int64_t group_stride = b.group_bytes;

@@ -186,21 +186,24 @@ constexpr ValueKernel value_blocks[8] = {value_block<1, 0>, value_block<2, 0>, v
 constexpr ValueKernel joined_value_blocks[4] = {value_block<8, 1>, value_block<8, 2>, value_block<8, 3>,
                                                 value_block<8, 4>};
 
-/// Puts a query's sums, [half chunk][half_stride] of which 32 are its own, into the features' order: a value
-/// block leaves four neighbours in each 128 bits.
-void order(const float* acc, std::int64_t half_stride, std::int64_t d_v, float* out) {
-  for (std::int64_t f = 0; f < d_v; f += chunk, acc += 2 * half_stride) {
-    const float* upper = acc + half_stride;
-    const __m512 a = _mm512_load_ps(acc), b = _mm512_load_ps(acc + 16), c = _mm512_load_ps(upper),
-                 d = _mm512_load_ps(upper + 16);
+/// The features of a query's sums, [half chunk][half_stride] of which 32 are its own: a value block leaves
+/// four neighbours in each 128 bits.
+struct LoadFeatures {
+  const float* acc;
+  std::int64_t half_stride;
+
+  __attribute__((always_inline)) void operator()(std::int64_t d, __m512 (&x)[4]) const {
+    const float *lower = acc + d / chunk * 2 * half_stride, *upper = lower + half_stride;
+    const __m512 a = _mm512_load_ps(lower), b = _mm512_load_ps(lower + 16), c = _mm512_load_ps(upper),
+                 e = _mm512_load_ps(upper + 16);
     const __m512 ab0 = _mm512_shuffle_f32x4(a, b, 0x44), ab1 = _mm512_shuffle_f32x4(a, b, 0xEE);
-    const __m512 cd0 = _mm512_shuffle_f32x4(c, d, 0x44), cd1 = _mm512_shuffle_f32x4(c, d, 0xEE);
-    const __m512 ordered[4] = {_mm512_shuffle_f32x4(ab0, cd0, 0x88), _mm512_shuffle_f32x4(ab0, cd0, 0xDD),
-                               _mm512_shuffle_f32x4(ab1, cd1, 0x88), _mm512_shuffle_f32x4(ab1, cd1, 0xDD)};
-    for (int i = 0; i < 4; ++i)
-      _mm512_mask_storeu_ps(out + f + i * 16, first_lanes(d_v - f - i * 16), ordered[i]);
+    const __m512 ce0 = _mm512_shuffle_f32x4(c, e, 0x44), ce1 = _mm512_shuffle_f32x4(c, e, 0xEE);
+    x[0] = _mm512_shuffle_f32x4(ab0, ce0, 0x88);
+    x[1] = _mm512_shuffle_f32x4(ab0, ce0, 0xDD);
+    x[2] = _mm512_shuffle_f32x4(ab1, ce1, 0x88);
+    x[3] = _mm512_shuffle_f32x4(ab1, ce1, 0xDD);
   }
-}
+};
 
 }  // namespace
 }  // namespace mla
