@@ -15,7 +15,8 @@ std::int64_t stride_of(std::int64_t row_bytes) {
 }
 
 /// Rows of an even number of lines use only every other set of a cache: pages of them lie an odd number of
-/// lines apart, so that a conversation's pages use all sets between them. Small pages needn't, for the memory.
+/// lines apart, so that a conversation's pages use all sets between them. Small pages needn't, for the
+/// memory.
 std::int64_t pitch_of(std::int64_t page_bytes, std::int64_t row_stride) {
   constexpr std::int64_t line = 64, least = 64 * line;
   return page_bytes >= least && row_stride % (2 * line) == 0 ? page_bytes + line : page_bytes;

@@ -110,7 +110,8 @@ void fold_states(const StateSums<Load>& first, const StateSums<Load>* second, st
 /// AttendKernel::join.
 void join(const AttendSums& from, std::int64_t d_v, const AttendSums& into) {
   const auto load = [&](std::int64_t d, __m512(&x)[2]) {
-    for (int i = 0; i < 2; ++i) x[i] = _mm512_maskz_loadu_ps(features_there(d, i, d_v), from.acc + d + 16 * i);
+    for (int i = 0; i < 2; ++i)
+      x[i] = _mm512_maskz_loadu_ps(features_there(d, i, d_v), from.acc + d + 16 * i);
   };
   fold_states<2, decltype(load)>({*from.max, *from.sum, load}, nullptr, d_v, into);
 }

@@ -151,10 +151,10 @@ void weigh(const AttendQueries& q, const AttendRows& rows, const LatentRow& at, 
     (g < eights ? softmax<2> : softmax<4>)(rows, tile, groups[g], work.scores[g], work);
 }
 
-/// Steps of fetching in the scores of groups that are taken together.
-std::int64_t score_steps(const LatentRow& at, const Tile& tile, int fours) {
+/// Steps of the scores of groups that are taken together.
+std::int64_t score_steps(const LatentRow& at, const Tile& tile, bool mixed, int fours) {
   const std::int64_t bytes = fours > 0 ? Lanes<4>::bytes : Lanes<2>::bytes;
-  return tile.padded / row_block * (at.d_c / bytes / steps_of_fetch + 2 * at.d_r / bytes / steps_of_fetch);
+  return tile.padded / (mixed ? row_block : 4 * most_runs) * ((at.d_c + 2 * at.d_r) / bytes);
 }
 
 /// Weights of all groups. Scores fetch the next tile if they are one round; else it would come in long before
@@ -178,7 +178,8 @@ void weigh_all(const AttendQueries& q, const AttendRows& rows, const LatentRow& 
   for (int g = 0; g < work.num_groups;) {
     const int eights = !is(g, 2) ? 0 : is(g + 1, 2) ? 2 : 1;
     const int fours = eights > 0 ? can_mix && is(g + eights, 4) : is(g + 1, 4) ? 2 : 1;
-    if (eights + fours == work.num_groups) work.ahead.start(score_steps(at, tile, fours));
+    if (eights + fours == work.num_groups)
+      work.ahead.start(score_steps(at, tile, eights > 0 && fours > 0, fours));
     weigh(q, rows, at, tile, work.groups + g, eights, fours, work);
     g += eights + fours;
   }

@@ -14,7 +14,6 @@ namespace mla {
 namespace {
 
 constexpr int tile_rows = 256;
-constexpr int steps_of_fetch = 4;      // of products, that follow each step of fetching
 constexpr int row_block = 8;           // rows that tiles are filled up to a multiple of
 constexpr int most_runs = 3;           // of four rows, of one score block
 constexpr int sum_start = 0x4B400000;  // the bits of 1.5 * 2^23
@@ -131,7 +130,7 @@ struct ScoreBlock {
   const __m512* scales;  // [G] softmax scale times log2 e times step size
   float* scores;         // of the tile
   std::int64_t group_scores;
-  Fetch* fetch;  // a step for every steps_of_fetch steps of products
+  Fetch* fetch;
 };
 
 /// A block's rows: R pointers reach all 4 R, so that none is spilled.
@@ -251,19 +250,8 @@ __attribute__((always_inline)) inline void last_score_step(const BlockRows<R>& r
   queries += line;
 }
 
-/// Calls step `count` times, four in an iteration.
-template <class Step>
-__attribute__((always_inline)) inline void repeat(std::int64_t count, Fetch& fetch, const Step& step) {
-  for (; count >= steps_of_fetch; count -= steps_of_fetch) {
-    fetch.step();
-#pragma GCC unroll 4
-    for (int i = 0; i < steps_of_fetch; ++i) step();
-  }
-  for (; count > 0; --count) step();
-}
-
-/// Scores of G groups for R runs, as logarithms of the weights of the rows' codes: scores[g][row / P] as row_sums gives
-/// them.
+/// Scores of G groups for R runs, as logarithms of the weights of the rows' codes: scores[g][row / P] as
+/// row_sums gives them.
 template <int P, int G, int R>
 __attribute__((noinline)) void score_block(const ScoreBlock& b) {
   using L = Lanes<P>;
@@ -280,14 +268,14 @@ __attribute__((noinline)) void score_block(const ScoreBlock& b) {
   const std::byte* queries = b.queries;
   const std::int64_t group_stride = b.group_bytes;
   const std::int64_t codes_left = b.d_c % L::codes, rope_left = 2 * b.d_r % L::bytes;
-  repeat(
-      b.d_c / L::codes, fetch, [&]() __attribute__((always_inline)) {
+  fetch.along(
+      b.d_c / L::codes, [&]() __attribute__((always_inline)) {
         score_step<P, G, R>(row, queries, group_stride, acc, add_codes);
       });
   if (codes_left > 0) last_score_step<P, G, R>(row, codes_left, queries, group_stride, acc, add_codes);
   row.advance(b.rope_offset - b.d_c + codes_left);
-  repeat(
-      2 * b.d_r / L::bytes, fetch, [&]() __attribute__((always_inline)) {
+  fetch.along(
+      2 * b.d_r / L::bytes, [&]() __attribute__((always_inline)) {
         score_step<P, G, R>(row, queries, group_stride, acc, add_rope);
       });
   if (rope_left > 0) last_score_step<P, G, R>(row, rope_left, queries, group_stride, acc, add_rope);
@@ -351,14 +339,14 @@ __attribute__((noinline)) void mixed_block(const ScoreBlock& b, const ScoreBlock
   Fetch fetch = *b.fetch;
   const std::byte *eights = b.queries, *fours = four.queries;
   const std::int64_t group_stride = b.group_bytes;
-  repeat(
-      b.d_c / 16, fetch, [&]() __attribute__((always_inline)) {
+  fetch.along(
+      b.d_c / 16, [&]() __attribute__((always_inline)) {
         mixed_step<G>(row, eights, group_stride, fours, acc,
                       [](__m512i sum, __m512i q, __m512i k) { return add_products_of_bytes(sum, q, k); });
       });
   row.advance(b.rope_offset - b.d_c);
-  repeat(
-      b.d_r / 8, fetch, [&]() __attribute__((always_inline)) {
+  fetch.along(
+      b.d_r / 8, [&]() __attribute__((always_inline)) {
         mixed_step<G>(row, eights, group_stride, fours, acc,
                       [](__m512i sum, __m512i q, __m512i k) { return add_products_of_bf16(sum, q, k); });
       });
