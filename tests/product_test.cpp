@@ -114,8 +114,9 @@ class Case {
     Edge<T> token_memory(packed(tokens(first, count), count, k_));
     std::vector<float> y(static_cast<std::size_t>(count * (n_ + 2)), nan);
     if (sizeof(V) == sizeof(T) || count == 1) {
-      kernels_.dot(
-          {weights.data(), stride(k_), n_, k_, token_memory.data(), count, first % 2 == 0, y.data(), n_ + 2});
+      const auto* ahead = reinterpret_cast<const std::byte*>(weights.data());
+      kernels_.dot({weights.data(), stride(k_), n_, k_, token_memory.data(), count, ahead, first % 2 * 64,
+                    y.data(), n_ + 2});
       return dense(y, count);
     }
     for (std::int64_t t = 0; t < count; ++t) {  // dot_bf16 takes one token at a time
@@ -186,8 +187,8 @@ TEST_P(ProductTest, WidenedWeightsGiveTheSameBits) {
     std::vector<float> wide, y(n), expected(n);
     for (const bf16 value : narrow) wide.push_back(to_float(value));
     const std::vector<float> token = packed(random.values(k), 1, k);
-    kernels.dot_f32({wide.data(), k, n, k, token.data(), 1, true, expected.data(), n});
-    kernels.dot_bf16({narrow.data(), k, n, k, token.data(), 1, true, y.data(), n});
+    kernels.dot_f32({wide.data(), k, n, k, token.data(), 1, nullptr, 0, expected.data(), n});
+    kernels.dot_bf16({narrow.data(), k, n, k, token.data(), 1, nullptr, 0, y.data(), n});
     EXPECT_EQ(expected, y) << k;
   }
 }

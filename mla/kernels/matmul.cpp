@@ -105,6 +105,11 @@ void convert(const float* x, DType compute, T* out, std::int64_t n) {
   }
 }
 
+void fetch_values(const float* x, std::int64_t n) {
+  constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(float));
+  for (std::int64_t i = 0; i < n; i += line) __builtin_prefetch(x + i);
+}
+
 /// Packs a block of rows x[t][0..depth) for DotTile, part by part of their depth.
 template <class T>
 void pack_tokens(MatrixView<const float> x, DType compute, T* packed) {
@@ -113,12 +118,15 @@ void pack_tokens(MatrixView<const float> x, DType compute, T* packed) {
   T part[most];
   for (std::int64_t begin = 0; begin < x.cols; begin += most) {
     const std::int64_t count = std::min(most, x.cols - begin), padded = packed_depth(count);
+    const std::int64_t next = std::min(most, x.cols - begin - count);
     std::fill(part + count, part + padded, T{});
     for (std::int64_t t = 0; t < tokens; ++t) {
-      if (t < x.rows)
+      if (t < x.rows) {
         convert(x.row(t) + begin, compute, part, count);
-      else
+        fetch_values(x.row(t) + begin + count, next);  // pieces of rows far apart: no CPU fetches these ahead
+      } else {
         std::fill_n(part, count, T{});
+      }
       for (std::int64_t d = 0; d < padded; d += step)
         std::memcpy(packed + (begin + d) * tokens + t * step, part + d, 8);
     }
@@ -201,6 +209,38 @@ struct Pieces {
   std::int64_t across() const { return parts(tiles, each); }
 };
 
+/// What the tiles of tokens over a block of weights fetch meanwhile, where weights are read as they are
+/// stored: the thread's next block, spread over all tiles, for a CPU can wait for few lines at a time. Over a
+/// block that was not fetched, the first tile fetches the rows that it comes to next.
+class FetchAhead {
+ public:
+  FetchAhead(const std::byte* block, std::int64_t bytes, std::int64_t near_bytes, bool goes_on,
+             std::int64_t tiles)
+      : next_(block + bytes), bytes_(bytes) {
+    thread_local const std::byte* fetched = nullptr;
+    if (fetched != block || tiles == 1) {
+      near_ = block + near_bytes;
+      --tiles;
+    }
+    step_ = goes_on && tiles > 0 ? parts(line, tiles) : 0;
+    fetched = step_ > 0 ? next_ : nullptr;
+  }
+
+  /// Sets what the next tile fetches: a line with each step, or a part of it.
+  template <class Tile>
+  void set(Tile& tile) {
+    tile.ahead = near_ ? near_ : next_;
+    tile.ahead_step = near_ ? line : step_;
+    if (!near_) next_ += bytes_ / line * step_;
+    near_ = nullptr;
+  }
+
+ private:
+  static constexpr std::int64_t line = 64;
+  const std::byte *near_ = nullptr, *next_;
+  std::int64_t bytes_, step_;
+};
+
 template <class T>
 void multiply(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
   if (x.rows == 0 || w.rows == 0) return;
@@ -219,9 +259,18 @@ void multiply(MatrixView<const float> x, const Weight& w, DType compute, MatrixV
     const std::int64_t first = i / across * dot_outputs, count = std::min(dot_outputs, w.rows - first);
     const std::int64_t begin = i % across * tokens, end = std::min(begin + tokens, x.rows);
     const auto run = [&](const auto& weights, const auto& dot) {
-      for (std::int64_t t = begin; t < end; t += dot_tokens)
-        dot({weights.data, weights.stride, count, x.cols, packed + t * padded,
-             std::min(dot_tokens, x.rows - t), is_in_place && t == begin, y.row(t) + first, y.stride});
+      DotTile tile{weights.data, weights.stride, count, x.cols, packed, 0, nullptr, 0, y.data, y.stride};
+      tile.ahead = reinterpret_cast<const std::byte*>(weights.data);
+      const std::int64_t row = x.cols * size_of(w.dtype);
+      FetchAhead ahead(tile.ahead, count * row, 8 * row, first + count < w.rows,
+                       parts(end - begin, dot_tokens));
+      for (std::int64_t t = begin; t < end; t += dot_tokens) {
+        tile.tokens = packed + t * padded;
+        tile.num_tokens = std::min(dot_tokens, x.rows - t);
+        tile.y = y.row(t) + first;
+        if (is_in_place) ahead.set(tile);
+        dot(tile);
+      }
     };
     if (is_widened)
       run(stored_block<bf16>(w, first, 0), kernels<T>().dot_of_bf16);

@@ -40,7 +40,8 @@ struct DotTile {
   std::int64_t depth;
   const Token* tokens;      ///< packed
   std::int64_t num_tokens;  ///< 1 to dot_tokens
-  bool from_memory;         ///< the weights are probably in no cache
+  const std::byte* ahead;   ///< if there are several tokens: memory to be fetched meanwhile, in order
+  std::int64_t ahead_step;  ///< bytes of it with each step of each block of rows (product_dot.h); at most 64
   float* y;                 ///< token t's values begin at y + t * y_stride
   std::int64_t y_stride;
 };

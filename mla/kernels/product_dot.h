@@ -105,10 +105,10 @@ __attribute__((noinline)) void dot_block(const TileOf<Ops>& t, std::int64_t firs
     tokens += stride;
   };
   std::int64_t d = begin;
-  const std::int64_t ahead = t.from_memory && first + 2 * run <= t.rows ? run * t.weight_stride : 0;
-  for (; d + step <= end; d += step) {
+  const std::byte* ahead = t.ahead + (first / run * (t.depth / step) + begin / step) * t.ahead_step;
+  for (; d + step <= end; d += step, ahead += t.ahead_step) {
     add([&](int i) { return rows.at[i] + d; });
-    __builtin_prefetch(rows.at[d / step % run] + ahead + d, 0, 2);
+    __builtin_prefetch(ahead, 0, 2);
   }
   if (d < end) {
     const RowTails<Ops, run, step> tails(rows, d, end);
