@@ -157,8 +157,12 @@ std::int64_t score_steps(const LatentRow& at, const Tile& tile, bool mixed, int 
   return tile.padded / (mixed ? row_block : 4 * most_runs) * ((at.d_c + 2 * at.d_r) / bytes);
 }
 
-/// Weights of all groups. Scores fetch the next tile if they are one round; else it would come in long before
-/// it is wanted and drive out of L2 what other rounds want, so the sums of values fetch it.
+/// Runs of the next tile that scores fetch, if they are one round; the sums of values fetch the others: a CPU
+/// can wait for few lines at a time. Of more rounds, none: lines would come in long before they are wanted
+/// and drive out of L2 what the other rounds want.
+constexpr int runs_of_scores = TileLines::num_runs * 5 / 8;
+
+/// Weights of all groups.
 void weigh_all(const AttendQueries& q, const AttendRows& rows, const LatentRow& at, const Tile& tile,
                Work& work) {
   for (int g = 0; g < work.num_groups; ++g) {
@@ -179,7 +183,7 @@ void weigh_all(const AttendQueries& q, const AttendRows& rows, const LatentRow& 
     const int eights = !is(g, 2) ? 0 : is(g + 1, 2) ? 2 : 1;
     const int fours = eights > 0 ? can_mix && is(g + eights, 4) : is(g + 1, 4) ? 2 : 1;
     if (eights + fours == work.num_groups)
-      work.ahead.start(score_steps(at, tile, eights > 0 && fours > 0, fours));
+      work.ahead.start(score_steps(at, tile, eights > 0 && fours > 0, fours), runs_of_scores);
     weigh(q, rows, at, tile, work.groups + g, eights, fours, work);
     g += eights + fours;
   }
@@ -234,27 +238,30 @@ void add_remainders(const Group& group, std::int64_t acc, ValueBlock& block) {
 /// about what making them twice does.
 constexpr int least_blocks_to_keep = 3;
 
-/// Adds half a chunk of features; the first block fetches. `block` is written field by field: a copy would
-/// wait for the fields to be stored.
-void add_half_chunk(const Work& work, const ValuePlan* plan, int blocks, std::int64_t acc,
-                    ValueBlock& block) {
+/// Adds half a chunk of features. One block fetches: of several that all walk the rows the last, since the
+/// first wait for the same lines from L2. `block` is written field by field: a copy would wait for the fields
+/// to be stored.
+void add_half_chunk(Work& work, const ValuePlan* plan, int blocks, std::int64_t acc, ValueBlock& block) {
   int rows_of_quads = 0;
   block.is_first = *work.has_sums == 0;
   block.keeps_quads = blocks >= least_blocks_to_keep;
+  const int fetches = block.keeps_quads ? 0 : blocks - 1;
   const auto place_rows_of = [&](const Group& group) {
     block.rows = group.rows;
     block.has_quads = group.rows <= rows_of_quads;
     if (block.keeps_quads && !block.has_quads) rows_of_quads = group.rows;
   };
-  for (int i = 0; i < blocks; ++i, block.fetch = nullptr) {
+  for (int i = 0; i < blocks; ++i) {
     const auto& [group, more, first_of_more] = plan[i];
     place_rows_of(*group);
     block.queries = queries_of(*group, 0, acc);
     block.moves = group->shift.moves || (more && more->shift.moves);
+    block.fetch = i == fetches && work.ahead.fetch.rate > 0 ? &work.ahead.fetch : nullptr;
     if (more) block.more = queries_of(*more, first_of_more, acc);
     const std::int64_t joined = more ? more->queries - first_of_more : 0;
     (more ? joined_value_blocks[joined < 4 ? joined - 1 : 3] : value_blocks[group->queries - 1])(block);
   }
+  block.fetch = nullptr;
   for (int g = 0; g < work.num_groups; ++g) {
     if (!work.groups[g].has_remainders) continue;
     place_rows_of(work.groups[g]);
@@ -265,11 +272,7 @@ void add_half_chunk(const Work& work, const ValuePlan* plan, int blocks, std::in
 void add_values(const AttendRows& rows, const LatentRow& at, const Tile& tile, Work& work) {
   ValuePlan plan[max_groups];
   const int blocks = plan_values(work, plan);
-  Fetch* fetch = nullptr;
-  if (!work.ahead.started) {
-    work.ahead.start(half_chunks(at.d_c) * (tile.padded / 8));
-    if (work.ahead.fetch.rate > 0) fetch = &work.ahead.fetch;
-  }
+  work.ahead.start(half_chunks(at.d_c) * (tile.padded / 8), TileLines::num_runs);
   ValueBlock block{};
   block.runs = tile.runs;
   block.row_stride = rows.row_stride;
@@ -279,7 +282,6 @@ void add_values(const AttendRows& rows, const LatentRow& at, const Tile& tile, W
     block.offset = rows.value_offset + f;
     block.features = left >= chunk ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
     block.half = static_cast<int>(i % 2);
-    block.fetch = fetch;
     add_half_chunk(work, plan, blocks, i * work.acc_stride, block);
   }
   *work.has_sums = 1;
@@ -299,7 +301,7 @@ void attend(const AttendQueries& q, const AttendRows& rows, void* state) {
     }
     read_factors(tile, rows, at, work.factors);
     const bool has_next = row + 2 * tile_rows <= rows.count + rows.ahead;
-    work.ahead = has_next ? TileLines(rows.runs + (row + tile_rows) / 4, rows.row_stride) : TileLines();
+    work.ahead.begin(has_next ? rows.runs + (row + tile_rows) / 4 : nullptr, rows.row_stride);
     weigh_all(q, rows, at, tile, work);
     add_values(rows, at, tile, work);
   }

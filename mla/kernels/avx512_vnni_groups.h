@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mla/core/parts.h"
 #include "mla/kernels/attend.h"
 #include "mla/kernels/avx512_bf16_pairs.h"
 #include "mla/kernels/avx512_vnni_scores.h"
@@ -29,27 +30,37 @@ struct Group {
   Shift shift;
 };
 
-/// The next tile's lines, to be fetched by either the scores or the sums of values of the present one.
-struct TileLines {
-  const std::byte* const* runs = nullptr;
-  std::int64_t lines_of_run = 0;
-  bool started = false;
-  Lines list[tile_rows / 4 + 1];
+/// The next tile's lines, to be fetched while the present one is worked on, in their order.
+class TileLines {
+ public:
+  static constexpr int num_runs = tile_rows / 4;
+
+  /// The next tile is `runs`, or there is none if that is null.
+  void begin(const std::byte* const* runs, std::int64_t row_stride) {
+    runs_ = runs;
+    lines_of_run_ = (4 * row_stride + 63) / 64;
+    listed_ = 0;
+    fetch = Fetch{nullptr};
+  }
+
+  /// Spreads the runs before `end` that were not fetched yet over the next `steps` steps.
+  void start(std::int64_t steps, int end) {
+    fetch = Fetch{nullptr};
+    if (!runs_ || steps == 0 || end == listed_) return;
+    Lines* to = list_;
+    const std::int64_t lines = (end - listed_) * lines_of_run_;
+    for (; listed_ < end; ++listed_) *to++ = {runs_[listed_], lines_of_run_};
+    *to = {runs_[0], std::int64_t{1} << 62};
+    fetch = {list_ + 1, list_[0], static_cast<int>(parts(lines, steps))};
+  }
+
   Fetch fetch{nullptr};
 
-  TileLines() {}
-  TileLines(const std::byte* const* first, std::int64_t row_stride)
-      : runs(first), lines_of_run((4 * row_stride + 63) / 64) {}
-
-  /// Spreads all over the next `steps` steps.
-  void start(std::int64_t steps) {
-    constexpr std::int64_t num_runs = tile_rows / 4;
-    started = true;
-    if (!runs || steps == 0) return;
-    for (std::int64_t i = 0; i < num_runs; ++i) list[i] = {runs[i], lines_of_run};
-    list[num_runs] = {runs[0], std::int64_t{1} << 62};
-    fetch = {list + 1, list[0], static_cast<int>((num_runs * lines_of_run + steps - 1) / steps)};
-  }
+ private:
+  const std::byte* const* runs_ = nullptr;
+  std::int64_t lines_of_run_ = 0;
+  int listed_ = 0;
+  Lines list_[num_runs + 1];
 };
 
 /// Memory of one call; lives on the stack.

@@ -117,12 +117,9 @@ __attribute__((noinline)) void value_block(const ValueBlock& t) {
   const std::int64_t weight_stride = t.queries.weight_stride, more_stride = t.more.weight_stride;
   const std::byte* const* runs = t.runs;
   std::byte* quads = t.quads;
-  Fetch fetch = fetches ? *t.fetch : Fetch{nullptr};
-  for (const std::byte* const* const end = runs + t.rows / 4; runs != end;
-       runs += 2, weights += weight_stride, more += R > 0 ? more_stride : 0) {
+  const auto add_rows = [&]() __attribute__((always_inline)) {
     const std::byte* near = runs[0] + offset;
     const std::byte* far = runs[1] + offset;
-    if constexpr (fetches) fetch.step();
 #pragma GCC unroll 2
     for (int parity = 0; parity < 2; ++parity, near += stride, far += stride, quads += 128) {
       const __m512i a = load(near), b = load(near + stride2), c = load(far), d = load(far + stride2);
@@ -135,8 +132,18 @@ __attribute__((noinline)) void value_block(const ValueBlock& t) {
       }
       add_quad<Q, R>(sums, l, h, weights + parity, more + parity);
     }
+    runs += 2;
+    weights += weight_stride;
+    more += R > 0 ? more_stride : 0;
+  };
+  const std::byte* const* const end = runs + t.rows / 4;
+  if constexpr (fetches) {
+    Fetch fetch = *t.fetch;
+    fetch.along(t.rows / 8, add_rows);
+    *t.fetch = fetch;
+  } else {
+    while (runs != end) add_rows();
   }
-  if constexpr (fetches) *t.fetch = fetch;
   add_to_acc<Q, R>(t, sums);
 }
 
