@@ -185,31 +185,51 @@ void weigh_mixed(const AttendQueries& q, const AttendRows& rows, const Tile& til
   weigh_group<4>(q, rows, tile, group[G], set, work.scores[G], work);
 }
 
-/// Weights of all groups of a set; the first ones fetch.
+/// Groups whose scores are taken together: one, two of one kind, or one or two of eight and one of four.
+struct Round {
+  int groups;
+  bool is_mixed;
+};
+
+/// Rows of its blocks.
+std::int64_t rows_of_round(const Round& round) {
+  if (round.is_mixed) return round.groups == 3 ? 8 : 12;
+  return round.groups == 2 ? 12 : 24;
+}
+
+/// The round of a set that begins with group g.
+Round round_at(const AttendQueries& q, const Set& set, int g, const Work& work) {
+  const auto kind = [&](int i) {
+    return g + i < set.first_group + set.num_groups ? work.groups[g + i].partial_sums : 0;
+  };
+  if (q.d_qk % 8 == 0 && kind(0) == 2) {
+    if (kind(1) == 4 && kind(2) != 4) return {2, true};
+    if (kind(1) == 2 && kind(2) == 4 && kind(3) != 4) return {3, true};
+  }
+  return {kind(0) <= 4 && kind(1) == kind(0) ? 2 : 1, false};
+}
+
+/// Weights of all groups of a set; the first round fetches.
 void weigh_set(const AttendQueries& q, const AttendRows& rows, const Tile& tile, Set& set, Fetch& fetch,
                Work& work) {
   const ScoreRows score_rows{tile.runs, rows.row_stride, rows.key_offset, q.d_qk, &work.expander};
-  const int end = set.first_group + set.num_groups;
-  const auto kind = [&](int g) { return g < end ? work.groups[g].partial_sums : 0; };
-  for (int g = set.first_group; g < end; fetch.rate = 0) {
-    const int first = kind(g), second = kind(g + 1), third = kind(g + 2);
-    const bool mixes = q.d_qk % 8 == 0;
-    const auto run = [&](auto function, int groups) {
+  Round round;
+  for (int g = set.first_group; g < set.first_group + set.num_groups; g += round.groups, fetch.rate = 0) {
+    round = round_at(q, set, g, work);
+    const auto run = [&](auto function) {
       function(q, rows, tile, work.groups + g, set, score_rows, fetch, work);
-      work.expander.make_up_to(tile.count);  // those that this set does not see
-      g += groups;
     };
-    if (first == 2 && second == 4 && third != 4 && mixes) {
-      run(weigh_mixed<1>, 2);
-    } else if (first == 2 && second == 2 && third == 4 && kind(g + 3) != 4 && mixes) {
-      run(weigh_mixed<2>, 3);
-    } else if (first == 2) {
-      second == 2 ? run(weigh<2, 2>, 2) : run(weigh<2, 1>, 1);
-    } else if (first == 4) {
-      second == 4 ? run(weigh<4, 2>, 2) : run(weigh<4, 1>, 1);
+    const int kind = work.groups[g].partial_sums;
+    if (round.is_mixed) {
+      round.groups == 2 ? run(weigh_mixed<1>) : run(weigh_mixed<2>);
+    } else if (kind == 2) {
+      round.groups == 2 ? run(weigh<2, 2>) : run(weigh<2, 1>);
+    } else if (kind == 4) {
+      round.groups == 2 ? run(weigh<4, 2>) : run(weigh<4, 1>);
     } else {
-      first == 8 ? run(weigh<8, 1>, 1) : run(weigh<16, 1>, 1);
+      kind == 8 ? run(weigh<8, 1>) : run(weigh<16, 1>);
     }
+    work.expander.make_up_to(tile.count);  // those that this set does not see
   }
 }
 
@@ -269,11 +289,13 @@ void add_all_values(const AttendQueries& q, const AttendRows& rows, const Tile& 
   }
 }
 
-/// Steps of the tile's first scores.
-std::int64_t score_steps(const AttendQueries& q, const Tile& tile, const Work& work) {
-  const int kind = work.groups[0].partial_sums;
-  const bool two = work.num_groups > 1 && work.groups[1].partial_sums == kind && kind <= 4;
-  return tile.count / (two ? 12 : 24) * (q.d_qk / (2 * kind));
+/// Steps of the tile's first scores that fetch; where rows are made between them, only each few do
+/// (make_next).
+std::int64_t score_steps(const AttendQueries& q, const AttendRows& rows, const Tile& tile, const Work& work) {
+  const Round round = round_at(q, work.sets[0], 0, work);
+  const std::int64_t features = round.is_mixed ? 8 : 2 * work.groups[0].partial_sums;
+  const std::int64_t steps = tile.count / rows_of_round(round) * (q.d_qk / features);
+  return rows.unmade && round.groups > 1 ? steps / (round.is_mixed ? 2 : 3) : steps;
 }
 
 /// Steps of the first set's values that fetch.
@@ -294,8 +316,9 @@ void attend_tile(const AttendQueries& q, const AttendRows& rows, Tile tile, cons
     tile.runs = padded;
   }
   TileLines lines;
-  Fetch fetch = rows.lines_ahead ? part_of(rows, 0, 5, score_steps(q, tile, work))
-                                 : lines.late(q, rows, tile.runs, num_runs, score_steps(q, tile, work));
+  const std::int64_t steps = score_steps(q, rows, tile, work);
+  Fetch fetch =
+      rows.lines_ahead ? part_of(rows, 0, 5, steps) : lines.late(q, rows, tile.runs, num_runs, steps);
   for (int s = 0; s < work.num_sets; ++s, fetch.rate = 0) {
     Set& set = work.sets[s];
     const std::int64_t seen = rows_seen(rows, tile, set.first, set.queries);

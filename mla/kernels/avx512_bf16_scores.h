@@ -152,14 +152,17 @@ struct ScoreRows {
 template <int P, int R>
 constexpr int steps_between = (512 + 64) / (2 * P) / (4 * 4 * R);
 
-/// Makes the next block's rows while `take_step` is called, at most `steps` times. Returns how often it was.
+/// Makes the next block's rows, each block of codes before `between` steps and one of fetching. Returns how
+/// many steps were taken.
 template <int R, int between, class Step>
-__attribute__((always_inline)) inline std::int64_t make_next(Expander& expander, const Step& take_step) {
+__attribute__((always_inline)) inline std::int64_t make_next(Expander& expander, Fetch& fetch,
+                                                             const Step& take_step) {
   const std::int64_t steps = expander.calls_to_make(4 * R) * between;
   expander.make(
       4 * R, [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 8
         for (int i = 0; i < between; ++i) take_step();
+        fetch.step();
       });
   return steps;
 }
@@ -212,11 +215,7 @@ __attribute__((noinline)) void score_block(const bf16* queries, const ScoreRows&
   };
   const std::int64_t whole = t.d_qk / step;
   std::int64_t taken = 0;
-  const auto take_and_fetch = [&]() __attribute__((always_inline)) {
-    take_step();
-    fetch.step();
-  };
-  if constexpr (between > 0) taken = make_next<R, between>(*t.expander, take_and_fetch);
+  if constexpr (between > 0) taken = make_next<R, between>(*t.expander, fetch, take_step);
   fetch.along(whole - taken, take_step);
   to_fetch = fetch;
   const std::int64_t left = t.d_qk - whole * step;
@@ -286,11 +285,10 @@ __attribute__((noinline)) void score_mixed_block(const bf16* queries, const Scor
     for (int r = 0; r < R; ++r) at[r] += 16;
     queries += 64;
     fours += 32;
-    fetch.step();
   };
   std::int64_t taken = 0;
-  if constexpr (between > 0) taken = make_next<R, between>(*t.expander, take_step);
-  for (std::int64_t i = taken; i < t.d_qk / 8; ++i) take_step();
+  if constexpr (between > 0) taken = make_next<R, between>(*t.expander, fetch, take_step);
+  fetch.along(t.d_qk / 8 - taken, take_step);
   to_fetch = fetch;
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r += 2) {
