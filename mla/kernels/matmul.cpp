@@ -195,14 +195,29 @@ Kernels<T> kernels() {
   }
 }
 
+/// Tokens in tiles of dot_tokens. Few that are left over would leave registers idle: they get some of the
+/// tile before.
+struct TokenTiles {
+  static constexpr std::int64_t few = 8;
+  std::int64_t tokens, count;
+
+  explicit TokenTiles(std::int64_t all) : tokens(all), count(parts(all, dot_tokens)) {}
+  std::int64_t first(std::int64_t tile) const {
+    if (tile >= count) return tokens;
+    const std::int64_t at = tile * dot_tokens;
+    return tile > 0 && tokens - at <= few ? at - few : at;
+  }
+  std::int64_t size(std::int64_t tile) const { return first(tile + 1) - first(tile); }
+};
+
 /// Pieces of a product: a block of outputs, and some tiles of tokens. If there are few outputs, the tokens
 /// are cut too, which changes no bit.
 struct Pieces {
   static constexpr std::int64_t least_tiles = 8;  // converting the weights must be little beside them
   std::int64_t blocks, tiles, each;
 
-  Pieces(std::int64_t outputs, std::int64_t tokens)
-      : blocks(parts(outputs, dot_outputs)), tiles(parts(tokens, dot_tokens)) {
+  Pieces(std::int64_t outputs, std::int64_t of_tokens)
+      : blocks(parts(outputs, dot_outputs)), tiles(of_tokens) {
     const std::int64_t across = std::min(parts(wanted_pieces(), blocks), tiles / least_tiles);
     each = parts(tiles, std::max(across, std::int64_t{1}));
   }
@@ -246,27 +261,28 @@ void multiply(MatrixView<const float> x, const Weight& w, DType compute, MatrixV
   if (x.rows == 0 || w.rows == 0) return;
   const std::int64_t padded = packed_depth(x.cols);
   T* const packed = scratch<T>().tokens.resize(round_up(x.rows, dot_tokens) * padded);
-  parallel_for(parts(x.rows, dot_tokens), dot_tokens * padded * work_of_value, [&](std::int64_t b) {
-    const std::int64_t t = b * dot_tokens;
-    pack_tokens(x.block(t, std::min(dot_tokens, x.rows - t)), compute, packed + t * padded);
+  const TokenTiles tiles(x.rows);
+  parallel_for(tiles.count, dot_tokens * padded * work_of_value, [&](std::int64_t i) {
+    const std::int64_t t = tiles.first(i);
+    pack_tokens(x.block(t, tiles.size(i)), compute, packed + t * padded);
   });
   // For one token, bf16 weights are widened as they are read.
   const bool is_widened = w.dtype == DType::bf16 && sizeof(T) == sizeof(float) && x.rows == 1;
   const bool is_in_place = is_stored<T>(w, compute);
-  const Pieces pieces(w.rows, x.rows);
-  const std::int64_t across = pieces.across(), tokens = pieces.each * dot_tokens;
+  const Pieces pieces(w.rows, tiles.count);
+  const std::int64_t across = pieces.across();
   parallel_for(pieces.blocks * across, work_of(dot_outputs, x) / across, [&](std::int64_t i) {
     const std::int64_t first = i / across * dot_outputs, count = std::min(dot_outputs, w.rows - first);
-    const std::int64_t begin = i % across * tokens, end = std::min(begin + tokens, x.rows);
+    const std::int64_t begin = i % across * pieces.each, end = std::min(begin + pieces.each, tiles.count);
     const auto run = [&](const auto& weights, const auto& dot) {
       DotTile tile{weights.data, weights.stride, count, x.cols, packed, 0, nullptr, 0, y.data, y.stride};
       tile.ahead = reinterpret_cast<const std::byte*>(weights.data);
       const std::int64_t row = x.cols * size_of(w.dtype);
-      FetchAhead ahead(tile.ahead, count * row, 8 * row, first + count < w.rows,
-                       parts(end - begin, dot_tokens));
-      for (std::int64_t t = begin; t < end; t += dot_tokens) {
+      FetchAhead ahead(tile.ahead, count * row, 8 * row, first + count < w.rows, end - begin);
+      for (std::int64_t b = begin; b < end; ++b) {
+        const std::int64_t t = tiles.first(b);
         tile.tokens = packed + t * padded;
-        tile.num_tokens = std::min(dot_tokens, x.rows - t);
+        tile.num_tokens = tiles.size(b);
         tile.y = y.row(t) + first;
         if (is_in_place) ahead.set(tile);
         dot(tile);
