@@ -158,10 +158,10 @@ void check_products(Products<V, T> kernels) {
   }
   for (const std::int64_t n : {1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 33, 64})
     Case<V, T>(kernels, 5, n, 70, random).check();
-  Case<V, T>(kernels, 3, 9, 5001, random).check();  // several parts of the depth
+  Case<V, T>(kernels, 3, 9, 33001, random).check();  // several parts of the depth
   for (const std::int64_t m : {2, 9, 24}) {
     Case<V, T>(kernels, m, 21, 75, random).check_company();
-    Case<V, T>(kernels, m, 5, 4500, random).check_company();
+    Case<V, T>(kernels, m, 5, 16500, random).check_company();
   }
 }
 

@@ -21,9 +21,9 @@ namespace {
 
 constexpr std::int64_t dot_groups = 3;  // of tokens
 constexpr std::int64_t dot_quad = 4;    // rows of a lone token's block
-/// Bytes of a row after which sums move on to other rows, so that these parts of a tile's rows and tokens
-/// stay in the second cache.
-constexpr std::int64_t chunk_bytes = 8192;
+/// Bytes of a row after which sums move on to other rows, so that these parts of a tile's tokens stay in the
+/// second cache. Few models have longer rows, and sums that are kept in memory meanwhile cost more than that.
+constexpr std::int64_t chunk_bytes = 32768;
 
 template <class Ops>
 using TileOf = DotTile<typename Ops::Weight, typename Ops::Token>;
