@@ -51,11 +51,20 @@ void check_bench_fits(std::int64_t bytes) {
 
 std::string cpu_name() {
   std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
+  std::string name = "unknown", family, model;
+  for (std::string line; std::getline(file, line) && !line.empty();) {  // of the first processor
     const std::size_t colon = line.find(": ");
-    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+    if (colon == std::string::npos) continue;
+    const std::string value = line.substr(colon + 2);
+    if (line.starts_with("model name")) {
+      name = value;
+    } else if (line.starts_with("cpu family")) {
+      family = value;
+    } else if (line.starts_with("model")) {
+      model = value;
+    }
   }
-  return "unknown";
+  return family.empty() ? name : fmt::format("{} (family {}, model {})", name, family, model);
 }
 
 std::shared_ptr<PagePool> shuffled_pool(const RowLayout& layout, std::int64_t page_rows, std::int64_t pages) {

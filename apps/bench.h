@@ -61,7 +61,8 @@ std::int64_t bytes_beyond_caches();
 /// Throws Error if `bytes` more don't fit into memory.
 void check_bench_fits(std::int64_t bytes);
 
-/// The name by which the system knows the processor.
+/// The name by which the system knows the processor, with family and model: some virtual machines tell no
+/// more than whose it is.
 std::string cpu_name();
 
 /// Normally distributed values, and rows of them from anywhere in a table: quick, and never the same twice.

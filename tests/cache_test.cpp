@@ -102,6 +102,17 @@ TEST(PagePoolTest, CountsReferencesAndReusesPages) {
   EXPECT_NE(error_of([&] { none.take(); }), "");
 }
 
+TEST(PagePoolTest, PagesOfRowsOfAnEvenNumberOfLinesLieALineFurtherApart) {
+  const auto distance = [](std::int64_t latent, std::int64_t page_rows) {
+    PagePool pool(RowLayout::latent(latent, 64, DType::bf16), 1, page_rows, 2);
+    const std::byte* first = pool.data(pool.take());
+    return pool.data(pool.take()) - first - pool.page_bytes();
+  };
+  EXPECT_EQ(distance(512, 64), 64);  // 18 lines
+  EXPECT_EQ(distance(480, 64), 0);   // 17 lines
+  EXPECT_EQ(distance(512, 2), 0) << "of small pages it would be too much";
+}
+
 TEST(PagePoolTest, RowsOfWholeKibibytesLieALineFurtherApart) {
   auto pool = std::make_shared<PagePool>(RowLayout::heads(2, 64, 64, DType::f32), 2, 3, 4);
   EXPECT_EQ(pool->row_stride(), 1024 + 64);
