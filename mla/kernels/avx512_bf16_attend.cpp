@@ -13,6 +13,7 @@
 #include "mla/core/parts.h"
 #include "mla/kernels/attend.h"
 #include "mla/kernels/avx512_bf16_fetch.h"
+#include "mla/kernels/avx512_bf16_groups.h"
 #include "mla/kernels/avx512_bf16_pairs.h"
 #include "mla/kernels/avx512_bf16_scores.h"
 #include "mla/kernels/avx512_bf16_softmax.h"
@@ -23,99 +24,8 @@ namespace mla {
 namespace {
 
 constexpr int tile_runs = tile_rows / AttendRows::run;
-constexpr std::int64_t max_queries = AttendQueries::max_count;
-constexpr int max_groups = max_queries + 3;
 constexpr float log2_e = 1.44269504f;
 constexpr float ln_2 = 0.693147180559945f;
-
-// ---------------------------------------------------------------- groups and sets
-
-/// Queries whose scores share registers.
-struct Group {
-  int partial_sums;      // P
-  std::int64_t first;    // query
-  std::int64_t queries;  // that exist, at most 16 / P
-  const bf16* packed;
-  Running* running;
-};
-
-/// Neighbouring groups whose weights lie side by side, so that up to 12 queries at a time can sum values.
-struct Set {
-  int first_group, num_groups;
-  std::int64_t first, queries;
-  std::int64_t row_step;   // rows are taken in multiples of this
-  std::int64_t rows;       // of the present tile that it works on: those that a query sees, rounded up
-  std::int64_t stride;     // of the weights
-  std::uint32_t* weights;  // [rows / 2][stride]
-  std::int64_t together;   // queries whose values are summed at a time
-  bool grew;               // whether the present tile moved a reference
-};
-
-/// Memory of one call; lives on the stack.
-struct Work {
-  alignas(64) float scores[3][tile_rows / 2 * 16];  // of groups that are scored together
-  alignas(64) std::uint32_t weights[(max_queries + 72) * tile_rows / 2 + 16];  // [set][pair][query]
-  alignas(64) float shift[max_queries + 16];
-  Group groups[max_groups];
-  Set sets[max_queries / 16 + 1];
-  int num_groups = 0, num_sets = 0;
-  Expander expander;  // of the present tile
-};
-
-std::int64_t num_groups(const QueryKinds& kinds) {
-  return groups_of(kinds.eights, 8) + groups_of(kinds.fours, 4) + groups_of(kinds.twos, 2) + kinds.ones;
-}
-
-/// The running sums: a flag, then a Running of each group, then acc [ceil(d_v / 32)][queries][32].
-struct State {
-  std::int64_t* has_sums;
-  Running* running;
-  float* acc;
-
-  State(const QueryKinds& kinds, void* memory) {
-    std::byte* at = static_cast<std::byte*>(memory);
-    has_sums = reinterpret_cast<std::int64_t*>(at);
-    running = reinterpret_cast<Running*>(at + 64);
-    acc = reinterpret_cast<float*>(at + 64 + num_groups(kinds) * static_cast<std::int64_t>(sizeof(Running)));
-  }
-};
-
-void list_groups(const AttendQueries& q, Running* running, Work& work) {
-  const bf16* packed = static_cast<const bf16*>(q.packed);
-  std::int64_t first = 0;
-  for_each_kind(q.kinds, [&](auto lanes, std::int64_t queries) {
-    constexpr int size = decltype(lanes)::queries;
-    for (std::int64_t done = 0; done < queries; done += size) {
-      const std::int64_t left = queries - done;
-      work.groups[work.num_groups++] = {16 / size, first, left < size ? left : size, packed, running++};
-      packed += lanes.packed(q.d_qk);
-      first += left < size ? left : size;
-    }
-  });
-}
-
-/// Sets of 16 queries or a little more, the last of up to 24.
-void list_sets(std::int64_t queries, Work& work) {
-  std::uint32_t* weights = work.weights;
-  Set* set = nullptr;
-  for (int g = 0; g < work.num_groups; ++g) {
-    const Group& group = work.groups[g];
-    if (!set || (set->queries >= 16 && queries - group.first > 8)) {
-      if (set) weights += tile_rows / 2 * set->stride;
-      set = &work.sets[work.num_sets++];
-      *set = {g, 0, group.first, 0, AttendRows::run, 0, 0, weights, 0, false};
-    }
-    const std::int64_t end = group.first - set->first + 16 / group.partial_sums;
-    set->stride = end > set->stride ? end : set->stride;
-    if (group.partial_sums >= 8) set->row_step = 16;
-    set->queries += group.queries;
-    ++set->num_groups;
-  }
-  for (int s = 0; s < work.num_sets; ++s) {
-    Set& each = work.sets[s];
-    each.together = parts(each.queries, parts(each.queries, most_values));
-  }
-}
 
 // ---------------------------------------------------------------- a tile
 
@@ -256,34 +166,53 @@ struct LastFeatures {
   }
 };
 
-/// Adds 32 features of the values for the queries of a set. Its last block fetches: the first ones wait for
+/// Chunks of 32 features that a set takes at a time, of `left`.
+int chunks_at_once(const Set& set, std::int64_t left) {
+  return set.queries <= wide_values && left >= 64 ? 2 : 1;
+}
+
+/// Where a set's sums of some features are, and what they are made of.
+struct SetValues {
+  Features features;
+  int chunks;  // of 32 features
+  const float* shift;
+  float* acc;  // of query 0
+  std::int64_t chunk_stride;
+  bool is_first;
+};
+
+/// Adds some features of the values for the queries of a set. Its last block fetches: the first ones wait for
 /// the same lines from L2.
-void add_set_values(const Set& set, const Features& features, bool is_first, const float* shift, float* acc,
-                    Fetch& fetch) {
+void add_set_values(const Set& set, const SetValues& v, Fetch& fetch) {
   Fetch nothing{fetch.list};
   for (std::int64_t i = 0; i < set.queries; i += set.together) {
     const bool is_last = i + set.together >= set.queries;
-    add_values({features.runs, features.stride, set.rows / AttendRows::run, features.offset, set.weights + i,
-                set.stride, shift ? shift + set.first + i : nullptr, acc + (set.first + i) * 32, is_first},
-               is_last ? set.queries - i : set.together, is_last ? fetch : nothing);
+    add_values({v.features.runs, v.features.stride, set.rows / AttendRows::run, v.features.offset,
+                set.weights + i, set.stride, v.shift ? v.shift + set.first + i : nullptr,
+                v.acc + (set.first + i) * 32, v.chunk_stride, v.is_first},
+               is_last ? set.queries - i : set.together, v.chunks, is_last ? fetch : nothing);
   }
 }
 
-/// Adds the tile's values; the first set fetches.
+/// Adds the tile's values; the first set fetches. A lone set of few queries takes two chunks at a time.
 void add_all_values(const AttendQueries& q, const AttendRows& rows, const Tile& tile, Fetch fetch,
                     bool is_first, float* acc, const Work& work) {
-  const std::int64_t chunks = (q.d_v + 31) / 32, queries = q.kinds.count();
+  const std::int64_t chunk_stride = q.kinds.count() * 32;
   LastFeatures last;
   Fetch nothing{fetch.list};
-  for (std::int64_t chunk = 0; chunk < chunks; ++chunk, acc += queries * 32) {
-    const std::int64_t left = q.d_v - chunk * 32;
-    const std::int64_t offset = rows.value_offset + chunk * 32 * static_cast<std::int64_t>(sizeof(bf16));
+  for (std::int64_t feature = 0, chunks; feature < q.d_v;
+       feature += chunks * 32, acc += chunks * chunk_stride) {
+    const std::int64_t left = q.d_v - feature;
+    const std::int64_t offset = rows.value_offset + feature * static_cast<std::int64_t>(sizeof(bf16));
     const Features features =
         left >= 32 ? Features{tile.runs, rows.row_stride, offset} : last.copy(rows, tile, offset, left);
+    chunks = work.num_sets == 1 ? chunks_at_once(work.sets[0], left) : 1;
     for (int s = 0; s < work.num_sets; ++s) {
       const Set& set = work.sets[s];
       if (set.rows > 0)
-        add_set_values(set, features, is_first, set.grew && !is_first ? work.shift : nullptr, acc,
+        add_set_values(set,
+                       {features, static_cast<int>(chunks), set.grew && !is_first ? work.shift : nullptr, acc,
+                        chunk_stride, is_first},
                        s == 0 ? fetch : nothing);
     }
   }
@@ -300,7 +229,8 @@ std::int64_t score_steps(const AttendQueries& q, const AttendRows& rows, const T
 
 /// Steps of the first set's values that fetch.
 std::int64_t value_steps(const AttendQueries& q, const Work& work) {
-  return parts(q.d_v, 32) * (work.sets[0].rows / AttendRows::run);
+  const int chunks = work.num_sets == 1 ? chunks_at_once(work.sets[0], q.d_v) : 1;
+  return parts(q.d_v, 32 * chunks) * (work.sets[0].rows / AttendRows::run);
 }
 
 void attend_tile(const AttendQueries& q, const AttendRows& rows, Tile tile, const State& state, Work& work) {
