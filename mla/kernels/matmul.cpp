@@ -274,8 +274,9 @@ void multiply(MatrixView<const float> x, const Weight& w, DType compute, MatrixV
   parallel_for(pieces.blocks * across, work_of(dot_outputs, x) / across, [&](std::int64_t i) {
     const std::int64_t first = i / across * dot_outputs, count = std::min(dot_outputs, w.rows - first);
     const std::int64_t begin = i % across * pieces.each, end = std::min(begin + pieces.each, tiles.count);
-    const auto run = [&](const auto& weights, const auto& dot) {
-      DotTile tile{weights.data, weights.stride, count, x.cols, packed, 0, nullptr, 0, y.data, y.stride};
+    const auto run = [&]<class V>(const Block<V>& weights, const auto& dot) {
+      DotTile<V, T> tile{weights.data, weights.stride, count, x.cols, packed, 0, nullptr, 0,
+                         y.data,       y.stride};
       tile.ahead = reinterpret_cast<const std::byte*>(weights.data);
       const std::int64_t row = x.cols * size_of(w.dtype);
       FetchAhead ahead(tile.ahead, count * row, 8 * row, first + count < w.rows, end - begin);
