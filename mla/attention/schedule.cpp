@@ -166,21 +166,21 @@ void AttentionSchedule::attend(const Unit& unit) {
   const AttentionWork& w = *unit.work_of;
   const SequenceAttention& s = w.sequence;
   const std::int64_t together = s.items_together(), size = BranchSums::size(s);
-  thread_local Buffer<std::byte> packed, states;
+  thread_local Buffer<std::byte> memory;  // packed queries, then the states of a pair of splits
   thread_local Buffer<float> waiting;
-  packed.resize(together * s.packed_bytes());
-  states.resize(2 * together * s.state_bytes());  // of a pair of splits
+  std::byte* const packed = memory.resize_scratch(together * (s.packed_bytes() + 2 * s.state_bytes()));
+  std::byte* const states = packed + together * s.packed_bytes();
   waiting.resize(together * size * Tree::levels(unit.last - unit.first));
   Tree trees[SequenceAttention::most_together];
   for (std::int64_t i = 0; i < together; ++i) {
     const SequenceAttention::Item item = s.item(unit.item + i);
-    s.pack(item, packed.data() + i * s.packed_bytes());
+    s.pack(item, packed + i * s.packed_bytes());
     float* own = unit.first == 0 ? nullptr : kept_.data() + unit.sums + i * size;
     trees[i] = Tree(s, item, own, waiting.data() + i * size, together * size);
   }
   for (std::int64_t split = unit.first; split < unit.last; ++split) {
-    std::byte* state = states.data() + (split - unit.first) % 2 * together * s.state_bytes();
-    s.attend_split(unit.item, packed.data(), w.part, w.first_row, split, unit.last * s.split_rows(), state);
+    std::byte* state = states + (split - unit.first) % 2 * together * s.state_bytes();
+    s.attend_split(unit.item, packed, w.part, w.first_row, split, unit.last * s.split_rows(), state);
     for (std::int64_t i = 0; i < together; ++i) trees[i].add(state + i * s.state_bytes());
   }
   for (std::int64_t i = 0; i < together; ++i) {

@@ -9,7 +9,7 @@
 namespace mla {
 namespace {
 
-constexpr std::size_t huge_page = std::size_t{2} << 20;
+constexpr std::size_t huge_page = huge_bytes;
 constexpr std::align_val_t line{64};
 
 std::size_t whole_pages(std::size_t bytes) {

@@ -12,6 +12,17 @@
 
 namespace mla {
 
+constexpr std::int64_t huge_bytes = std::int64_t{2} << 20;
+
+/// Whether the address sanitizer is on.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool is_sanitized = true;
+#elif defined(__has_feature)
+constexpr bool is_sanitized = __has_feature(address_sanitizer);
+#else
+constexpr bool is_sanitized = false;
+#endif
+
 /// Zeroed bytes, aligned to 64, or from 2 MiB on to that and on huge pages where the system has them:
 /// attention walks rows in the order of a block table, and small pages would cost it a walk of the page table
 /// each few rows. Throws std::bad_alloc.
@@ -42,6 +53,13 @@ class Buffer {
     if (size > capacity_) *this = Buffer(size);
     size_ = size;
     return data_;
+  }
+  /// The same for memory that a thread keeps and walks time and again: in huge pages, however little it is.
+  /// Small pages may fall so that caches hold them badly, by chance, for as long as a process runs: attention
+  /// over fp8 rows took 0.17 ms in some processes and 0.24 ms in others. (Sanitizers want to know its end.)
+  T* resize_scratch(std::int64_t size) {
+    constexpr std::int64_t least = is_sanitized ? 0 : huge_bytes / static_cast<std::int64_t>(sizeof(T));
+    return resize(std::max(size, least));
   }
   T* data() { return data_; }
   const T* data() const { return data_; }

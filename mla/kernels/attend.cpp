@@ -130,7 +130,7 @@ AttendRows widen(DType type, const AttendQueries& q, const AttendRows& rows, std
   constexpr std::int64_t wide = sizeof(float);
   const Widening at(type, q, rows);
   const std::int64_t count = std::min(widened_rows, rows.count - first);
-  float* to = memory.resize(widened_rows * at.width);
+  float* to = memory.resize_scratch(widened_rows * at.width);
   for (std::int64_t r = 0; r < (count + AttendRows::run - 1) / AttendRows::run; ++r) {
     runs[r] = reinterpret_cast<const std::byte*>(to);
     const std::byte* from = rows.runs[first / AttendRows::run + r] + at.begin;

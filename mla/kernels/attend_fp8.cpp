@@ -61,7 +61,7 @@ void attend_tile(const AttendQueries& q, const AttendRows& rows, std::int64_t fi
   const std::int64_t stride = (parts(q.d_qk, 32) | 1) * 32;  // an odd number of lines, to use all sets of L1
   const std::int64_t num_runs = (count + run - 1) / run;
   thread_local Buffer<bf16> memory;
-  bf16* expanded = memory.resize(tile_rows * stride);
+  bf16* expanded = memory.resize_scratch(tile_rows * stride);
   const Fp8Rows codes{latent_row(DType::f8_e4m3, q.d_v, q.d_qk - q.d_v), rows.runs + first / run,
                       rows.row_stride, num_runs * run};
   const std::byte* runs[tile_rows / run];

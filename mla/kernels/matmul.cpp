@@ -157,7 +157,7 @@ Block<T> stored_block(const Weight& w, std::int64_t first, std::int64_t begin) {
 template <class T>
 Block<T> converted_block(const Weight& w, std::int64_t first, std::int64_t count, std::int64_t begin,
                          std::int64_t width, DType compute) {
-  T* block = scratch<T>().block.resize(count * width);
+  T* block = scratch<T>().block.resize_scratch(count * width);
   for (std::int64_t i = 0; i < count; ++i) {
     T* to = block + i * width;
     if constexpr (sizeof(T) == sizeof(float)) {
@@ -260,7 +260,7 @@ template <class T>
 void multiply(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
   if (x.rows == 0 || w.rows == 0) return;
   const std::int64_t padded = packed_depth(x.cols);
-  T* const packed = scratch<T>().tokens.resize(round_up(x.rows, dot_tokens) * padded);
+  T* const packed = scratch<T>().tokens.resize_scratch(round_up(x.rows, dot_tokens) * padded);
   const TokenTiles tiles(x.rows);
   parallel_for(tiles.count, dot_tokens * padded * work_of_value, [&](std::int64_t i) {
     const std::int64_t t = tiles.first(i);
@@ -311,7 +311,7 @@ void sum_up_block(Block<V> weights, std::int64_t first, std::int64_t count, Matr
 template <class T>
 void multiply_transposed(MatrixView<const float> x, const Weight& w, DType compute, MatrixView<float> y) {
   const std::int64_t stride = round_up(x.cols, 2);
-  T* const memory = scratch<T>().tokens.resize(x.rows * stride);
+  T* const memory = scratch<T>().tokens.resize_scratch(x.rows * stride);
   for (std::int64_t t = 0; t < x.rows; ++t) {
     convert(x.row(t), compute, memory + t * stride, x.cols);
     std::fill(memory + t * stride + x.cols, memory + (t + 1) * stride, T{});
