@@ -37,7 +37,7 @@ PagePool::PagePool(RowLayout layout, std::int64_t num_layers, std::int64_t page_
 
 /// One slab of pages more: 2 MiB, or what a larger page needs.
 void PagePool::grow() {
-  constexpr std::int64_t slab_bytes = std::int64_t{2} << 20;
+  constexpr std::int64_t slab_bytes = huge_bytes;
   const auto made = static_cast<std::int64_t>(pages_.size());
   const std::int64_t pitch = pitch_of(page_bytes(), row_stride_);
   const std::int64_t count = std::min(std::max(slab_bytes / pitch, std::int64_t{1}), max_pages_ - made);

@@ -38,7 +38,7 @@ class TileLines {
   /// The next tile is `runs`, or there is none if that is null.
   void begin(const std::byte* const* runs, std::int64_t row_stride) {
     runs_ = runs;
-    lines_of_run_ = (4 * row_stride + 63) / 64;
+    lines_of_run_ = parts(4 * row_stride, 64);
     listed_ = 0;
     fetch = Fetch{nullptr};
   }
