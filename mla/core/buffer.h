@@ -12,6 +12,7 @@
 
 namespace mla {
 
+/// Of a huge page: memory of that size and more asks for them.
 constexpr std::int64_t huge_bytes = std::int64_t{2} << 20;
 
 /// Whether the address sanitizer is on.
