@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Runs FlashMLA's own test files, from a checkout of it, on this package: only the device is changed.
 
-    python tests/python/flashmla_suite.py FLASHMLA_DIR [--only dense,sparse-decode,sparse-prefill,fmha] [--every N] [--limit GFLOP]
+    python tests/python/flashmla_suite.py FLASHMLA_DIR [--only dense,sparse-decode,sparse-prefill,fmha] [--every N] [--first N] [--above G] [--limit G]
 
---every N takes each N-th case, --first N begins with the N-th, --limit leaves cases of more work out; counts of what passed and
-of what was left out are printed, also if it is ended before (SIGTERM). Their timing of GPU kernels is left out: cases meant for
-it are checked as the others where they check anything.
+--every N takes each N-th case, --first N begins with the N-th, --above and --limit leave cases of up to and of more than so many
+10^9 multiply-adds out; counts of what passed and of what was left out are printed, also if it is ended before (SIGTERM). Their timing of GPU kernels is left out: cases meant for
+it are checked as the others where they check anything. What a CPU is slow at is done otherwise, to the same end: random numbers are
+drawn once and handed out from random places, and their reference is called for a few sequences or one KV head at a time, so
+that it stays in the caches (and a case of 30 GB in the memory).
 """
 import argparse
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import signal
 import sys
@@ -45,6 +48,80 @@ def without_a_gpu():
     sys.modules["flash_mla"] = flash_mla
 
 
+def drawn_once():
+    """torch.randn hands out what was drawn once, from a random place on. The length is prime: no two rows of a tensor are alike."""
+    pool = torch.randn(33554393, dtype=torch.float32)
+    pools = {torch.float32: pool, torch.bfloat16: pool.bfloat16(), torch.float16: pool.half()}
+    draw = torch.randn
+
+    def randn(*shape, dtype=None, device=None):
+        shape = shape[0] if isinstance(shape[0], (tuple, list)) else shape
+        size = math.prod(shape)
+        if size < 1 << 20:
+            return draw(shape, dtype=dtype)
+        pool = pools[dtype or torch.get_default_dtype()]
+        numbers = torch.empty(size, dtype=pool.dtype)
+        source, at = int(torch.randint(len(pool), ())), 0
+        while at < size:
+            count = min(size - at, len(pool) - source)
+            numbers[at:at + count] = pool[source:source + count]
+            source, at = 0, at + count
+        return numbers.view(shape)
+    torch.randn = randn
+
+
+def parts(count, bytes_each):
+    """Ranges of about 8 MiB."""
+    step = max(1, (8 << 20) // bytes_each)
+    return ((first, min(first + step, count)) for first in range(0, count, step))
+
+
+def joined(pieces, dims):
+    return tuple(torch.cat(part, dim) for part, dim in zip(zip(*pieces), dims))
+
+
+def dense_in_parts(reference):
+    """Their reference_torch, called for one KV head at a time."""
+    def run(cache_seqlens, block_table, q, blocked_k, dv, is_causal):
+        heads, kv_heads = q.size(2), blocked_k.size(2)
+        group = heads // kv_heads
+        return joined([reference(cache_seqlens, block_table, q[:, :, h * group:(h + 1) * group], blocked_k[:, :, h:h + 1], dv, is_causal)
+                       for h in range(kv_heads)], (2, 1))
+    return run
+
+
+def decode_in_parts(reference):
+    """Their ref_sparse_attn_decode, called for a few sequences at a time."""
+    def run(p, t):
+        def some(first, last):
+            rows = torch.arange(first, last)
+            scopes = [scope and scope.apply_perm(rows) for scope in (t.kv_scope, t.extra_kv_scope)]
+            few = dataclasses.replace(p, decode=dataclasses.replace(p.decode, b=last - first))
+            return reference(few, dataclasses.replace(t, p=few, q=t.q[first:last], kv_scope=scopes[0], extra_kv_scope=scopes[1]))
+        each = p.s_q * (p.topk + (p.decode.extra_topk or 0)) * p.d_qk * 4
+        return joined([some(*part) for part in parts(p.decode.b, each)], (0, 0))
+    return run
+
+
+def prefill_in_parts(reference):
+    """Their ref_sparse_attn_fwd, called for a few queries at a time."""
+    def run(p, t):
+        def some(first, last):
+            few = dataclasses.replace(p, s_q=last - first)
+            length = t.topk_length if t.topk_length is None else t.topk_length[first:last]
+            return reference(few, dataclasses.replace(t, p=few, q=t.q[first:last], indices=t.indices[first:last], topk_length=length))
+        return joined([some(*part) for part in parts(p.s_q, p.topk * p.d_qk * 4)], (0, 0, 0, 0))
+    return run
+
+
+def fmha_in_parts(sdpa_checkpoint):
+    """Their sdpa_checkpoint, called for one KV head at a time; split, so that the gradients are put together once."""
+    def run(q, k, v, **options):
+        heads = k.size(1)
+        return joined([sdpa_checkpoint(*part, **options) for part in zip(*(x.split(x.size(1) // heads, 1) for x in (q, k, v)))], (0, 0))
+    return run
+
+
 def work(name, arguments):
     """Multiply-adds of a case in 10^9, backward not counted."""
     if name == "fmha":
@@ -77,7 +154,9 @@ class Suite:
         """Their function of one case, counted."""
         def run(*arguments):
             index = self.passed + self.failed + self.left_out
-            if index < self.options.first or index % self.options.every or work(self.name, arguments) > self.options.limit:
+            amount = work(self.name, arguments)
+            if (index < self.options.first or index % self.options.every or amount <= self.options.above
+                    or amount > self.options.limit):
                 self.left_out += 1
                 return self.verdict(True)
             if self.name == "dense":
@@ -96,6 +175,8 @@ class Suite:
             self.failed += not ok
             if not ok:
                 print(said.getvalue())
+            if self.name == "fmha" or (self.passed + self.failed) % 50 == 0:
+                print(f"{self.name}: {self.passed} passed, {self.failed} failed, at case {index}", file=sys.stderr, flush=True)
             return self.verdict(ok)
         return run
 
@@ -112,6 +193,9 @@ class Suite:
         self.module = {"__name__": FILES[self.name][:-3]}
         sys.modules[self.module["__name__"]] = types.ModuleType(self.module["__name__"])  # dataclasses look it up
         exec(compile(definitions, FILES[self.name], "exec"), self.module)
+        for function, in_parts in (("reference_torch", dense_in_parts), ("sdpa_checkpoint", fmha_in_parts)):
+            if function in self.module:
+                self.module[function] = in_parts(self.module[function])
         for function in ("test_flash_mla", "run_test", "test_flash_attention"):
             if function in self.module:
                 self.module[function] = self.case(self.module[function])
@@ -133,12 +217,17 @@ def main():
     parser.add_argument("--only", default=",".join(FILES))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--above", type=float, default=-1)
     parser.add_argument("--limit", type=float, default=1e9)
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     folder = os.path.join(options.checkout, "tests")
     sys.path.insert(0, folder)
     without_a_gpu()
+    drawn_once()
+    import ref  # theirs, for the sparse ones
+    ref.ref_sparse_attn_decode = decode_in_parts(ref.ref_sparse_attn_decode)
+    ref.ref_sparse_attn_fwd = prefill_in_parts(ref.ref_sparse_attn_fwd)
     signal.signal(signal.SIGTERM, end)
     sys.exit(1 if sum(Suite(name, folder, options).run() for name in options.only.split(",")) else 0)
 

@@ -1,10 +1,23 @@
 """Attention by its definition, in float64, and the formats of FlashMLA's caches: what the tests compare with."""
+import itertools
+
 import numpy
 
 try:
     import torch
 except ImportError:
     torch = None
+
+
+def blocks(tokens, group, rows):
+    """Ranges of tokens whose scores of a KV head's `group` heads take about 64 MiB."""
+    step = max(1, (8 << 20) // max(1, group * rows))
+    return ((first, min(first + step, tokens)) for first in range(0, tokens, step))
+
+
+def unseen(first, last, tokens, rows):
+    """[last - first, rows]: what causal queries first..last - 1 of `tokens` do not see of the rows, aligned bottom-right."""
+    return numpy.arange(rows) > numpy.arange(first, last)[:, None] + rows - tokens
 
 
 def attention(q, k, v, scale, causal=False):
@@ -14,17 +27,36 @@ def attention(q, k, v, scale, causal=False):
     out, lse, largest = numpy.zeros((tokens, heads, v.shape[2])), numpy.full((tokens, heads), numpy.inf), numpy.full((tokens, heads), -numpy.inf)
     if len(k) == 0:
         return out, lse, largest
-    for head in range(heads):
-        scores = q[:, head] @ k[:, head // group].T * scale
+    for at, (first, last) in itertools.product(range(k.shape[1]), blocks(tokens, group, len(k))):
+        here = slice(first, last), slice(at * group, (at + 1) * group)
+        scores = (q[here].reshape(-1, q.shape[2]) @ k[:, at].T * scale).reshape(last - first, group, len(k))
         if causal:
-            scores[numpy.arange(len(k)) > numpy.arange(tokens)[:, None] + len(k) - tokens] = -numpy.inf
-        top = largest[:, head] = scores.max(-1)
+            numpy.copyto(scores, -numpy.inf, where=unseen(first, last, tokens, len(k))[:, None])
+        top = largest[here] = scores.max(-1)
         sees = numpy.isfinite(top)
-        weights = numpy.exp(scores[sees] - top[sees, None])
-        total = weights.sum(-1)
-        out[sees, head] = weights @ v[:, head // group] / total[:, None]
-        lse[sees, head] = numpy.log(total) + top[sees]
+        weights = numpy.exp(scores - numpy.where(sees, top, 0)[..., None])
+        total = numpy.where(sees, weights.sum(-1), 1)
+        out[here] = (weights.reshape(-1, len(k)) @ v[:, at]).reshape(last - first, group, -1) / total[..., None]
+        lse[here] = numpy.where(sees, numpy.log(total) + top, numpy.inf)
     return out, lse, largest
+
+
+def gradient(q, k, v, d_out, scale, causal):
+    """The gradients of q, k and v of one sequence, shapes as attention's."""
+    out, lse, _ = attention(q, k, v, scale, causal)
+    tokens, rows, group = len(q), len(k), q.shape[1] // k.shape[1]
+    dq, dk, dv = numpy.zeros(q.shape), numpy.zeros(k.shape), numpy.zeros(v.shape)
+    for head, (first, last) in itertools.product(range(q.shape[1]), blocks(tokens, 1, rows)):
+        at, here = head // group, (slice(first, last), head)
+        p = numpy.exp(q[here] @ k[:, at].T * scale - lse[here][:, None])
+        if causal:
+            p[unseen(first, last, tokens, rows)] = 0
+        d_p = d_out[here] @ v[:, at].T
+        d_s = p * (d_p - (out[here] * d_out[here]).sum(-1)[:, None]) * scale
+        dq[here] = d_s @ k[:, at]
+        dk[:, at] += d_s.T @ q[here]
+        dv[:, at] += p.T @ d_out[here]
+    return dq, dk, dv
 
 
 def with_sinks(out, lse, sinks):
