@@ -1,8 +1,6 @@
 // mla train: a small DeepSeek-architecture model from a text of one's own.
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "apps/commands.h"
 #include "apps/load.h"
 #include "apps/terminal.h"
@@ -17,17 +15,13 @@ namespace mla::app {
 namespace {
 
 RunOptions run_options(const TrainOptions& o) {
-  RunOptions run;
-  const std::int64_t vocabulary = o.vocabulary > 0 ? o.vocabulary : o.preset == "tiny" ? 1024 : 2048;
+  RunOptions run = usual_run(o.steps, o.batch, o.learning_rate);
+  const std::int64_t vocabulary = o.vocabulary > 0 ? o.vocabulary : preset_vocabulary(o.preset);
   run.config = o.config.empty() ? preset_config(o.preset, {vocabulary, 0, 1}) : read_text(o.config);
   run.config_name = o.config.empty() ? "--preset " + o.preset : o.config;
-  run.steps = o.steps;
-  run.measure_every = o.measure_every > 0 ? o.measure_every : std::max<std::int64_t>(1, o.steps / 20);
+  if (o.measure_every > 0) run.measure_every = o.measure_every;
   run.held_back = o.held_back;
   run.trainer.length = o.length;
-  run.trainer.batch = o.batch;
-  run.trainer.slice = o.batch % 4 == 0 ? 4 : 1;
-  run.trainer.schedule = usual_schedule(o.learning_rate, o.steps);
   run.trainer.adamw.weight_decay = o.weight_decay;
   run.trainer.seed = o.seed;
   run.trainer.computing.compute = dtype_named(o.dtype, "--dtype");

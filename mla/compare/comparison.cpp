@@ -57,16 +57,11 @@ ComparisonOptions options_from(const nlohmann::json& json, const std::string& so
 }
 
 RunOptions run_options(const ComparisonOptions& o, const Variant& variant) {
-  RunOptions run;
+  RunOptions run = usual_run(o.steps, o.batch, o.learning_rate);
   run.config = variant.config;
   run.config_name = variant.name;
-  run.steps = o.steps;
   run.held_back = o.held_back;
-  run.measure_every = std::max<std::int64_t>(1, o.steps / 20);
   run.trainer.length = o.length;
-  run.trainer.batch = o.batch;
-  run.trainer.slice = o.batch % 4 == 0 ? 4 : 1;
-  run.trainer.schedule = usual_schedule(o.learning_rate, o.steps);
   run.trainer.adamw.weight_decay = 0.1;
   run.trainer.seed = variant.is_repeat ? o.seed + 1 : o.seed;
   run.trainer.computing.compute = o.compute;

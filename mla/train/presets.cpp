@@ -14,14 +14,20 @@ using nlohmann::json;
 
 /// What the presets differ in.
 struct Sizes {
-  std::int64_t hidden, dense, layers, heads, q_latent, kv_latent, nope, rope, value, expert;
+  std::int64_t vocabulary, hidden, dense, layers, heads, q_latent, kv_latent, nope, rope, value, expert;
 };
 
 constexpr std::string_view names[] = {"tiny", "small"};
 constexpr Sizes sizes[] = {
-    {128, 320, 3, 4, 48, 32, 16, 16, 16, 80},
-    {256, 640, 4, 4, 96, 64, 32, 16, 32, 192},
+    {1024, 128, 320, 3, 4, 48, 32, 16, 16, 16, 80},
+    {2048, 256, 640, 4, 4, 96, 64, 32, 16, 32, 192},
 };
+
+const Sizes& sizes_of(std::string_view name) {
+  const auto found = std::ranges::find(names, name);
+  require(found != std::end(names), "preset: found '{}', expected {}", name, fmt::join(names, " or "));
+  return sizes[found - names];
+}
 
 json id_or_null(std::int64_t id, std::int64_t vocabulary, const char* what) {
   require(id >= -1 && id < vocabulary, "{}: found {}, expected -1 (none) or an id below {}", what, id,
@@ -67,10 +73,12 @@ std::span<const std::string_view> preset_names() {
   return names;
 }
 
+std::int64_t preset_vocabulary(std::string_view name) {
+  return sizes_of(name).vocabulary;
+}
+
 std::string preset_config(std::string_view name, const PresetVocabulary& vocabulary) {
-  const auto found = std::ranges::find(names, name);
-  require(found != std::end(names), "preset: found '{}', expected {}", name, fmt::join(names, " or "));
-  const Sizes& s = sizes[found - names];
+  const Sizes& s = sizes_of(name);
   require(vocabulary.size >= 1 && vocabulary.size <= INT32_MAX,
           "vocabulary: found {} tokens, expected 1 to 2^31 - 1", vocabulary.size);
   json config = common_fields();

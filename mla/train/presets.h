@@ -16,6 +16,9 @@ struct PresetVocabulary {
 /// The presets' names, smallest first.
 std::span<const std::string_view> preset_names();
 
+/// Tokens of the vocabulary that a preset is made for. Throws Error for another name.
+std::int64_t preset_vocabulary(std::string_view name);
+
 /// The config.json of a model to train, of the DeepSeek-V3 architecture, with the fields that transformers
 /// writes: `tiny`, about one million parameters at a vocabulary of 1024, and `small`, the shape of
 /// models/default, six million at 2048. Throws Error for another name, and for ids outside the vocabulary.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <nlohmann/json.hpp>
 #include <numbers>
@@ -22,6 +23,7 @@ namespace {
 constexpr const char* format_name = "mla-training-1";
 constexpr const char* state_file = "training_state.safetensors";
 constexpr const char* log_file = "train_log.csv";
+constexpr std::int64_t most_steps = std::int64_t{1} << 40;
 
 /// FNV-1a: tells one text from another, no more.
 std::uint64_t checksum_of(const std::string& text) {
@@ -69,15 +71,14 @@ nlohmann::ordered_json options_json(const RunOptions& o) {
 }
 
 RunOptions options_from(const nlohmann::json& json, const std::string& source) {
-  constexpr std::int64_t most = std::int64_t{1} << 40;
   JsonFields f(json, source, "options.");
   RunOptions o;
-  o.steps = f.integer("steps", 1, most);
+  o.steps = f.integer("steps", 1, most_steps);
   o.trainer.batch = f.integer("batch", 1, max_size);
   o.trainer.slice = f.integer("slice", 1, max_size);
   o.trainer.length = f.integer("length", 1, max_size);
   o.trainer.schedule = {f.number_above("learning_rate", 0), f.number_from("last_learning_rate", 0, 0),
-                        f.integer("warmup_steps", 0, most), o.steps};
+                        f.integer("warmup_steps", 0, most_steps), o.steps};
   o.trainer.adamw = {f.number_from("beta1", 0, 0), f.number_from("beta2", 0, 0), f.number_above("epsilon", 0),
                      f.number_from("weight_decay", 0, 0)};
   o.trainer.clip = f.number_above("clip", 0);
@@ -86,7 +87,7 @@ RunOptions options_from(const nlohmann::json& json, const std::string& source) {
   o.trainer.computing.compute = dtype_named(f.word("dtype", {"f32", "bf16"}), "dtype");
   o.trainer.computing.form = form_named(f.word("attention", {"explicit", "absorbed"}), "attention");
   o.held_back = f.number_above("held_back", 0);
-  o.measure_every = f.integer("measure_every", 1, most);
+  o.measure_every = f.integer("measure_every", 1, most_steps);
   return o;
 }
 
@@ -95,6 +96,18 @@ std::string hex(std::uint64_t x) {
 }
 
 }  // namespace
+
+RunOptions usual_run(std::int64_t steps, std::int64_t batch, double learning_rate) {
+  require(steps >= 1 && steps <= most_steps, "steps: found {}, expected 1 to {}", steps, most_steps);
+  require(batch >= 1 && batch <= max_size, "batch: found {}, expected 1 to {}", batch, max_size);
+  RunOptions run;
+  run.steps = steps;
+  run.measure_every = std::max<std::int64_t>(1, steps / 20);
+  run.trainer.batch = batch;
+  run.trainer.slice = batch % 4 == 0 ? 4 : 1;
+  run.trainer.schedule = usual_schedule(learning_rate, steps);
+  return run;
+}
 
 TrainingRun::TrainingRun(std::filesystem::path directory, RunOptions options, const std::string& text)
     : directory_(std::move(directory)),
@@ -130,8 +143,14 @@ TrainingRun TrainingRun::plan(const std::filesystem::path& directory, const std:
   require(!text.empty(), "text: found nothing to learn from");
   require(options.held_back > 0 && options.held_back < 1,
           "held back: found a share of {}, expected one between 0 and 1", options.held_back);
+  const TrainingOptions& computing = options.trainer.computing;
+  require(computing.compute == DType::f32 || computing.compute == DType::bf16,
+          "dtype: found {}, expected f32 or bf16", name_of(computing.compute));
+  require(computing.form != MlaForm::automatic, "attention: found {}, expected explicit or absorbed",
+          name_of(computing.form));
+  learning_rate(options.trainer.schedule, 0);  // throws for a schedule that is none
   const ModelConfig config = parse_config(options.config, options.config_name);
-  require(config.attention == AttentionKind::latent || options.trainer.computing.form == MlaForm::decompress,
+  require(config.attention == AttentionKind::latent || computing.form == MlaForm::decompress,
           "{}: model_type: found {}, expected latent attention beside the absorbed form: no other has forms",
           options.config_name, config.model_type);
   RunOptions planned = options;

@@ -24,6 +24,10 @@ struct RunOptions {
   std::int64_t measure_every = 100;  ///< steps between measurements of the held-back text
 };
 
+/// Options of a run of so many steps, as it is usual here: usual_schedule, passes of four sequences where the
+/// batch allows it, twenty measurements. Throws Error unless there is a step and a sequence.
+RunOptions usual_run(std::int64_t steps, std::int64_t batch, double learning_rate);
+
 /// A measurement.
 struct RunMeasure {
   std::int64_t step = 0;
