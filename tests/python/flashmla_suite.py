@@ -70,6 +70,16 @@ def drawn_once():
     torch.randn = randn
 
 
+def divided_in_place():
+    """Data of more than 2 GiB, which they draw and divide by a number, is not kept twice."""
+    divide = torch.Tensor.__truediv__
+
+    def divided(tensor, by):
+        in_place = tensor.nbytes > 2 << 30 and isinstance(by, int) and tensor.is_contiguous()
+        return tensor.div_(by) if in_place else divide(tensor, by)
+    torch.Tensor.__truediv__ = divided
+
+
 def parts(count, bytes_each):
     """Ranges of about 8 MiB."""
     step = max(1, (8 << 20) // bytes_each)
@@ -225,6 +235,7 @@ def main():
     sys.path.insert(0, folder)
     without_a_gpu()
     drawn_once()
+    divided_in_place()
     import ref  # theirs, for the sparse ones
     ref.ref_sparse_attn_decode = decode_in_parts(ref.ref_sparse_attn_decode)
     ref.ref_sparse_attn_fwd = prefill_in_parts(ref.ref_sparse_attn_fwd)
