@@ -1,61 +1,52 @@
-// A checkpoint directory from Python: tokenizer, logits, conversations.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+// A checkpoint directory from Python: tokenizer, logits, sampling.
+#include "python/model.h"
+
 #include <nanobind/stl/filesystem.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-
-#include <memory>
-#include <optional>
 
 #include "mla/core/error.h"
 #include "mla/model/census.h"
 #include "mla/model/sampler.h"
-#include "mla/model/tokenizer.h"
-#include "mla/model/transformer.h"
-#include "mla/runtime/session.h"
 #include "python/bindings.h"
 
 namespace mla::python {
-namespace {
 
 namespace nb = nanobind;
 namespace fs = std::filesystem;
-using Ids = std::vector<std::int32_t>;
-using Values = nb::ndarray<nb::numpy, float>;
 
 Values array_of(std::unique_ptr<float[]> values, std::initializer_list<std::size_t> shape) {
   float* data = values.release();
   return Values(data, shape, nb::capsule(data, [](void* p) noexcept { delete[] static_cast<float*>(p); }));
 }
 
-/// A model and its tokenizer, if the directory has one.
-struct Model {
-  fs::path directory;
-  Transformer transformer;
-  std::optional<Tokenizer> tokenizer;
+Model::Model(const fs::path& d) : directory(d), transformer(Transformer::load(d)) {
+  std::error_code ignored;
+  if (fs::exists(d / "tokenizer.json", ignored)) tokenizer = Tokenizer::load(d);
+}
 
-  explicit Model(const fs::path& d) : directory(d), transformer(Transformer::load(d)) {
-    std::error_code ignored;
-    if (fs::exists(d / "tokenizer.json", ignored)) tokenizer = Tokenizer::load(d);
-  }
-  const Tokenizer& words() const {
-    require(tokenizer.has_value(), "{}: found no tokenizer.json", directory.string());
-    return *tokenizer;
-  }
-  SessionOptions options(const std::string& attention, const std::string& dtype,
-                         const std::string& cache_dtype, std::int64_t max_tokens) const {
-    SessionOptions o;
-    o.form = form_named(attention, "attention");
-    o.compute = dtype.empty() ? transformer.default_compute() : dtype_named(dtype, "dtype");
-    require(o.compute == DType::f32 || o.compute == DType::bf16, "dtype: found '{}', expected f32 or bf16",
-            dtype);
-    o.cache_type = cache_dtype.empty() ? o.compute : dtype_named(cache_dtype, "cache_dtype");
-    o.max_tokens = max_tokens;
-    return o;
-  }
-};
+const Tokenizer& Model::words() const {
+  require(tokenizer.has_value(), "{}: found no tokenizer.json", directory.string());
+  return *tokenizer;
+}
+
+SessionOptions Model::options(const std::string& attention, const std::string& dtype,
+                              const std::string& cache_dtype, std::int64_t max_tokens) const {
+  SessionOptions o;
+  o.form = form_named(attention, "attention");
+  o.compute = dtype.empty() ? transformer.default_compute() : dtype_named(dtype, "dtype");
+  require(o.compute == DType::f32 || o.compute == DType::bf16, "dtype: found '{}', expected f32 or bf16",
+          dtype);
+  o.cache_type = cache_dtype.empty() ? o.compute : dtype_named(cache_dtype, "cache_dtype");
+  o.max_tokens = max_tokens;
+  return o;
+}
+
+InUse::InUse(std::atomic<bool>& flag, const char* what) : flag_(flag) {
+  require(!flag.exchange(true), "this {} is in use by another thread: one call at a time", what);
+}
+
+namespace {
 
 nb::dict inspect(const Model& model) {
   const ModelConfig& c = model.transformer.config();
@@ -77,39 +68,16 @@ nb::dict inspect(const Model& model) {
   all["num_heads"] = c.num_heads;
   all["max_context"] = c.max_context;
   all["cache_values_per_token"] = values;
+  if (c.attention == AttentionKind::latent) {
+    all["kv_lora_rank"] = c.kv_lora_rank;
+    all["qk_rope_head_dim"] = c.qk_rope_head_dim;
+  } else {
+    all["num_kv_heads"] = c.num_kv_heads;
+    all["head_dim"] = c.head_dim;
+  }
   all["cache_bytes_per_token"] = c.num_layers * row_layout(c, DType::bf16).bytes();
   return all;
 }
-
-Values logits(const Model& model, const Ids& ids, const std::string& attention, const std::string& dtype,
-              const std::string& cache_dtype) {
-  require(!ids.empty(), "ids: found none, expected at least one");
-  const auto count = static_cast<std::int64_t>(ids.size()), vocab = model.transformer.config().vocab_size;
-  std::unique_ptr<float[]> out(new float[static_cast<std::size_t>(count * vocab)]);
-  {
-    nb::gil_scoped_release released;
-    Session session(model.transformer, model.options(attention, dtype, cache_dtype, count));
-    session.feed_all(ids, {out.get(), count, vocab});
-  }
-  return array_of(std::move(out), {static_cast<std::size_t>(count), static_cast<std::size_t>(vocab)});
-}
-
-/// A conversation, and the model that it keeps alive.
-struct Conversation {
-  std::shared_ptr<const Model> model;
-  Session session;
-
-  Values feed(const Ids& ids) {
-    const auto vocab = static_cast<std::size_t>(model->transformer.config().vocab_size);
-    std::unique_ptr<float[]> out(new float[vocab]);
-    {
-      nb::gil_scoped_release released;
-      const std::span<const float> values = session.feed(ids);
-      std::copy(values.begin(), values.end(), out.get());
-    }
-    return array_of(std::move(out), {vocab});
-  }
-};
 
 }  // namespace
 
@@ -128,25 +96,7 @@ void bind_model(nb::module_& m) {
           [](const Model& model, const std::string& text) { return model.words().encode_prompt(text); },
           "text"_a)
       .def(
-          "decode", [](const Model& model, const Ids& ids) { return model.words().decode(ids); }, "ids"_a)
-      .def("logits", &logits, "ids"_a, "attention"_a, "dtype"_a, "cache_dtype"_a);
-  nb::class_<Conversation>(m, "Session")
-      .def(
-          "__init__",
-          [](Conversation* self, std::shared_ptr<Model> model, const std::string& attention,
-             const std::string& dtype, const std::string& cache_dtype, std::int64_t max_tokens) {
-            const SessionOptions options = model->options(attention, dtype, cache_dtype, max_tokens);
-            new (self) Conversation{model, Session(model->transformer, options)};
-          },
-          "model"_a, "attention"_a, "dtype"_a, "cache_dtype"_a, "max_tokens"_a)
-      .def(
-          "append", [](Conversation& c, const Ids& ids) { c.session.append(ids); }, "ids"_a,
-          nb::call_guard<nb::gil_scoped_release>())
-      .def("feed", &Conversation::feed, "ids"_a)
-      .def_prop_ro("length", [](const Conversation& c) { return c.session.length(); })
-      .def_prop_ro("max_tokens", [](const Conversation& c) { return c.session.max_tokens(); })
-      .def_prop_ro("cache_bytes",
-                   [](const Conversation& c) { return c.session.cache().pool().bytes_in_use(); });
+          "decode", [](const Model& model, const Ids& ids) { return model.words().decode(ids); }, "ids"_a);
   nb::class_<Sampler>(m, "Sampler")
       .def(
           "__init__",

@@ -26,4 +26,6 @@ NB_MODULE(_core, m) {
   mla::python::bind_sparse(m);
   mla::python::bind_varlen(m);
   mla::python::bind_model(m);
+  mla::python::bind_session(m);
+  mla::python::bind_training(m);
 }

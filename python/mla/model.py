@@ -1,4 +1,4 @@
-"""Checkpoints of DeepSeek's architecture, from their Hugging Face files."""
+"""Checkpoints of DeepSeek's architecture, from their Hugging Face files, and conversations with them."""
 import os
 from typing import Any, Dict, Iterator, List, Sequence, Union
 
@@ -40,7 +40,15 @@ class Model:
         attention: auto, explicit or absorbed. dtype: f32 or bf16, of the arithmetic; the weights' unless given.
         cache_dtype: f32, bf16, fp8 or int8; dtype unless given. Raises ValueError for ids outside the vocabulary.
         """
-        return self._model.logits(list(ids), attention, dtype, cache_dtype)
+        ids = list(ids)
+        return self.session(len(ids), attention=attention, dtype=dtype, cache_dtype=cache_dtype).feed_all(ids)
+
+    def session(self, max_tokens: int = 0, *, attention: str = "auto", dtype: str = "", cache_dtype: str = "") -> "Session":
+        """A conversation of at most max_tokens tokens (0: the model's context limit), to be fed step by step.
+
+        The other arguments are those of `logits`. Raises ValueError naming the argument.
+        """
+        return Session(_core.Session(self._model, attention, dtype, cache_dtype, max_tokens), self._model.inspect())
 
     def generate(self, prompt: Union[str, Sequence[int]], max_tokens: int = 200, *, temperature: float = 0.8, top_k: int = 0,
                  top_p: float = 0.95, seed: int = 0, ignore_eos: bool = False, attention: str = "auto", dtype: str = "",
@@ -56,15 +64,12 @@ class Model:
         if max_tokens < 0:
             raise ValueError(f"max_tokens: found {max_tokens}, expected 0 or more")
         longest = min(len(ids) + max_tokens, self._model.max_context)
-        session = _core.Session(self._model, attention, dtype, cache_dtype, longest)
+        session = self.session(longest, attention=attention, dtype=dtype, cache_dtype=cache_dtype)
         return self._pieces(session, ids, max_tokens, sampler, set() if ignore_eos else set(self._model.eos_ids))
 
-    def _pieces(self, session: "_core.Session", ids: List[int], max_tokens: int, sampler: "_core.Sampler",
+    def _pieces(self, session: "Session", ids: List[int], max_tokens: int, sampler: "_core.Sampler",
                 ends: "set[int]") -> Iterator[str]:
         decoder = _core.StreamDecoder(self._model)
-        while len(ids) > _CHUNK:
-            session.append(ids[:_CHUNK])
-            ids = ids[_CHUNK:]
         logits = session.feed(ids)
         for left in range(max_tokens, 0, -1):
             token = sampler.next(logits)
@@ -73,9 +78,75 @@ class Model:
             piece = decoder.push(token)
             if piece:
                 yield piece
-            if left == 1 or session.length == session.max_tokens:
+            if left == 1 or len(session) == session.max_tokens:
                 break
             logits = session.feed([token])
         rest = decoder.finish()
         if rest:
             yield rest
+
+
+class Session:
+    """One conversation with a model: what its tokens left in the cache. `mla.Model.session` makes one.
+
+    Two threads may each feed their own session, not one session or its forks at a time (ValueError).
+    """
+
+    def __init__(self, session: "_core.Session", info: Dict[str, Any]):
+        self._session, self._info = session, info
+
+    def __len__(self) -> int:
+        """Tokens fed so far."""
+        return self._session.length
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that it may have."""
+        return self._session.max_tokens
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache pages in use by this session and its forks."""
+        return self._session.cache_bytes
+
+    def feed(self, ids: Sequence[int]) -> numpy.ndarray:
+        """f32 [vocab]: what may follow, once ids stand behind what was fed before.
+
+        Raises ValueError for no ids, for ids outside the vocabulary, and where max_tokens would be passed. The session is then as
+        before, also if Ctrl-C ends a long prompt.
+        """
+        ids, parts, before = list(ids), 0, len(self)
+        try:
+            while len(ids) > _CHUNK:
+                self._session.append(ids[:_CHUNK])
+                ids, parts = ids[_CHUNK:], parts + 1
+            return self._session.feed(ids)
+        except BaseException:
+            if parts > 0:
+                self._session.truncate(before)
+            raise
+
+    def feed_all(self, ids: Sequence[int]) -> numpy.ndarray:
+        """The same with what may follow each of the ids: f32 [len(ids), vocab]."""
+        return self._session.feed_all(list(ids))
+
+    def cache(self, layer: int) -> Dict[str, numpy.ndarray]:
+        """What a layer keeps of all tokens, as f32 copies.
+
+        Latent attention: "latent" [tokens, kv_lora_rank] and "rope_key" [tokens, qk_rope_head_dim], the rotated key that heads share.
+        Others: "keys" and "values", [tokens, num_kv_heads, head_dim] each. Raises ValueError for another layer.
+        """
+        rows = self._session.rows(layer)
+        if "kv_lora_rank" in self._info:
+            rank = self._info["kv_lora_rank"]
+            return {"latent": rows[:, :rank], "rope_key": rows[:, rank:]}
+        heads = rows.reshape(len(rows), self._info["num_kv_heads"], 2, self._info["head_dim"])
+        return {"keys": heads[:, :, 0], "values": heads[:, :, 1]}
+
+    def truncate(self, length: int) -> None:
+        """Forgets all tokens from `length` on. Raises ValueError unless 0 <= length <= len(self)."""
+        self._session.truncate(length)
+
+    def fork(self) -> "Session":
+        """Another session with the same past; pages are shared until one of the two writes."""
+        return Session(self._session.fork(), self._info)

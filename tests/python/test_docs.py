@@ -1,10 +1,14 @@
-"""The examples of docs/python.md print what it says."""
+"""The examples of docs/python.md print what it says, and README's runs."""
 import doctest
 import pathlib
 
+import numpy
+
+import mla
 from reference import torch
 
-DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
+ROOT = pathlib.Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "python.md"
 
 
 def test_the_examples_of_the_document():
@@ -18,3 +22,17 @@ def test_the_examples_of_the_document():
     said = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(examples, out=said.append)
     assert not said, "".join(said)
+
+
+def test_the_example_of_the_readme(tmp_path, capsys):
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for name, value in (('"DIR"', repr(mla.Model().directory)), ('"my-model"', repr(str(tmp_path / "my-model"))), ("steps=500", "steps=2")):
+        assert name in code
+        code = code.replace(name, value)
+    values = {"q": numpy.zeros((1, 1, 4, 576), numpy.float32), "k_cache": numpy.zeros((2, 64, 1, 576), numpy.float32),
+              "block_table": numpy.int32([[1]]), "cache_seqlens": numpy.int32([9]), "text": DOCUMENT.read_text() * 3,
+              "metadata": mla.flash_mla.get_mla_metadata()[0]}
+    exec(code, values)
+    assert values["out"].shape == (1, 1, 4, 512) and len(values["session"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert all(float(loss) > 0 for loss in said[-2:])

@@ -1,0 +1,117 @@
+// Runs of training from Python, step by step.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+
+#include <atomic>
+#include <optional>
+#include <utility>
+
+#include "mla/core/error.h"
+#include "mla/train/presets.h"
+#include "mla/train/run.h"
+#include "python/bindings.h"
+#include "python/model.h"
+
+namespace mla::python {
+namespace {
+
+namespace nb = nanobind;
+namespace fs = std::filesystem;
+using namespace nb::literals;
+
+/// A run, and whether a thread is at it.
+class Training {
+ public:
+  explicit Training(TrainingRun run) : run_(std::move(run)) {}
+
+  /// (step, loss, learning_rate, gradient_norm, tokens_per_second, bits per byte or None, is_best)
+  nb::tuple step() {
+    const InUse using_it(in_use_, name);
+    require(!run_.is_finished(), "training: found all of its {} steps done", run_.steps());
+    RunStep done;
+    {
+      nb::gil_scoped_release released;
+      done = run_.step();
+    }
+    nb::object measured = nb::none();
+    if (done.measure) measured = nb::cast(done.measure->bits_per_byte);
+    const TrainingStep& s = done.step;
+    return nb::make_tuple(s.step, s.loss, s.learning_rate, s.gradient_norm, done.tokens_per_second, measured,
+                          done.measure && done.measure->is_best);
+  }
+  void save() {
+    const InUse using_it(in_use_, name);
+    nb::gil_scoped_release released;
+    run_.save();
+  }
+  std::int64_t steps() { return run_.steps(); }
+  std::int64_t total_steps() const { return run_.options().steps; }
+  std::int64_t parameters() { return run_.trainer().model().parameters().count(); }
+  /// (step, bits per byte), or None before the first measurement.
+  std::optional<std::pair<std::int64_t, double>> best() const {
+    if (run_.best().step == 0) return {};
+    return {{run_.best().step, run_.best().bits_per_byte}};
+  }
+
+ private:
+  static constexpr const char* name = "trainer";
+  TrainingRun run_;
+  std::atomic<bool> in_use_ = false;
+};
+
+/// A run's options as mla/trainer.py names them; a config that is no preset's name is a config.json's text.
+RunOptions run_options(const nb::dict& given) {
+  const auto integer = [&](const char* key) { return nb::cast<std::int64_t>(given[key]); };
+  const auto number = [&](const char* key) { return nb::cast<double>(given[key]); };
+  const auto word = [&](const char* key) { return nb::cast<std::string>(given[key]); };
+  RunOptions o = usual_run(integer("steps"), integer("batch"), number("learning_rate"));
+  const std::string preset = word("preset");
+  if (preset.empty()) {
+    o.config = word("config");
+    o.config_name = word("config_name");
+  } else {
+    const std::int64_t vocabulary = integer("vocabulary");
+    o.config = preset_config(preset, {vocabulary > 0 ? vocabulary : preset_vocabulary(preset), 0, 1});
+    o.config_name = preset;
+  }
+  if (integer("measure_every") > 0) o.measure_every = integer("measure_every");
+  o.held_back = number("held_back");
+  o.trainer.length = integer("length");
+  o.trainer.adamw.weight_decay = number("weight_decay");
+  o.trainer.seed = nb::cast<std::uint64_t>(given["seed"]);
+  o.trainer.computing.compute = dtype_named(word("dtype"), "dtype");
+  o.trainer.computing.form = form_named(word("attention"), "attention");
+  return o;
+}
+
+}  // namespace
+
+void bind_training(nb::module_& m) {
+  nb::class_<Training>(m, "Training")
+      .def_static(
+          "begin",
+          [](const fs::path& directory, const std::string& text, const nb::dict& options) {
+            const RunOptions run = run_options(options);
+            nb::gil_scoped_release released;
+            return std::make_unique<Training>(TrainingRun::begin(directory, text, run));
+          },
+          "directory"_a, "text"_a, "options"_a)
+      .def_static(
+          "resume",
+          [](const fs::path& directory, const std::string& text) {
+            return std::make_unique<Training>(TrainingRun::resume(directory, text));
+          },
+          "directory"_a, "text"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("step", &Training::step)
+      .def("save", &Training::save)
+      .def_prop_ro("steps", &Training::steps)
+      .def_prop_ro("total_steps", &Training::total_steps)
+      .def_prop_ro("parameters", &Training::parameters)
+      .def_prop_ro("best", &Training::best);
+}
+
+}  // namespace mla::python
