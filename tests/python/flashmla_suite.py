@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Runs FlashMLA's own test files, from a checkout of it, on this package: only the device is changed.
 
-    python tests/python/flashmla_suite.py FLASHMLA_DIR [--only dense,sparse-decode,sparse-prefill,fmha] [--every N] [--first N] [--above G] [--limit G]
+    python tests/python/flashmla_suite.py FLASHMLA_DIR [--only dense,sparse-decode,sparse-prefill,fmha] [--every N] [--first N]
+                                                       [--above G] [--limit G]
 
 --every N takes each N-th case, --first N begins with the N-th, --above and --limit leave cases of up to and of more than so many
-10^9 multiply-adds out; counts of what passed and of what was left out are printed, also if it is ended before (SIGTERM). Their timing of GPU kernels is left out: cases meant for
-it are checked as the others where they check anything. What a CPU is slow at is done otherwise, to the same end: random numbers are
-drawn once and handed out from random places, and their reference is called for a few sequences or one KV head at a time, so
-that it stays in the caches (and a case of 30 GB in the memory).
+10^9 multiply-adds out. Counts of what passed and of what was left out are printed, now and then on the way, and also if it is
+ended before (SIGTERM). Their timing of GPU kernels is left out: cases meant for it are checked as the others where they check
+anything. What a CPU is slow at is done otherwise, to the same end: random numbers are drawn once and handed out from random
+places, and their reference is called for a few sequences or one KV head at a time, so that it stays in the caches (and a case
+of 30 GB in the memory).
 """
 import argparse
 import contextlib
@@ -157,6 +159,7 @@ class Suite:
     def __init__(self, name, folder, options):
         self.name, self.options = name, options
         self.passed, self.failed, self.left_out = 0, 0, 0
+        self.next_word = time.time() + 30
         with open(os.path.join(folder, FILES[name])) as file:
             self.source = file.read().replace("cuda:0", "cpu")
 
@@ -185,7 +188,8 @@ class Suite:
             self.failed += not ok
             if not ok:
                 print(said.getvalue())
-            if self.name == "fmha" or (self.passed + self.failed) % 50 == 0:
+            if time.time() > self.next_word:
+                self.next_word = time.time() + 30
                 print(f"{self.name}: {self.passed} passed, {self.failed} failed, at case {index}", file=sys.stderr, flush=True)
             return self.verdict(ok)
         return run
