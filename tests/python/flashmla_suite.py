@@ -2,14 +2,14 @@
 """Runs FlashMLA's own test files, from a checkout of it, on this package: only the device is changed.
 
     python tests/python/flashmla_suite.py FLASHMLA_DIR [--only dense,sparse-decode,sparse-prefill,fmha] [--every N] [--first N]
-                                                       [--above G] [--limit G]
+                                                       [--above G] [--limit G] [--memory GIB]
 
 --every N takes each N-th case, --first N begins with the N-th, --above and --limit leave cases of up to and of more than so many
-10^9 multiply-adds out. Counts of what passed and of what was left out are printed, now and then on the way, and also if it is
-ended before (SIGTERM). Their timing of GPU kernels is left out: cases meant for it are checked as the others where they check
-anything. What a CPU is slow at is done otherwise, to the same end: random numbers are drawn once and handed out from random
-places, and their reference is called for a few sequences or one KV head at a time, so that it stays in the caches (and a case
-of 30 GB in the memory).
+10^9 multiply-adds out, --memory those whose caches take more (what the machine has, less 3, unless given). Counts of what
+passed and of what was left out are printed, now and then on the way, and also if it is ended before (SIGTERM). Their timing of
+GPU kernels is left out: cases meant for it are checked as the others where they check anything. What a CPU is slow at is done
+otherwise, to the same end: random numbers are drawn once and handed out from random places, and their reference is called for
+a few sequences or one KV head at a time, so that it stays in the caches (and a case of 30 GB in the memory).
 """
 import argparse
 import contextlib
@@ -51,10 +51,17 @@ def without_a_gpu():
 
 
 def drawn_once():
-    """torch.randn hands out what was drawn once, from a random place on. The length is prime: no two rows of a tensor are alike."""
+    """torch.randn hands out what was drawn once, from a random place on. The length is prime: no two rows of a tensor are alike.
+
+    More than 2 GiB, which they divide and so copy, is a view: each block of it begins a prime number behind the one before.
+    """
     pool = torch.randn(33554393, dtype=torch.float32)
     pools = {torch.float32: pool, torch.bfloat16: pool.bfloat16(), torch.float16: pool.half()}
     draw = torch.randn
+
+    def view(pool, shape):
+        prime = next((prime for prime in (1601, 751, 199) if prime * shape[0] + math.prod(shape[1:]) <= len(pool)), None)
+        return prime and pool.as_strided(shape, [prime] + [math.prod(shape[i + 1:]) for i in range(1, len(shape))])
 
     def randn(*shape, dtype=None, device=None):
         shape = shape[0] if isinstance(shape[0], (tuple, list)) else shape
@@ -62,6 +69,9 @@ def drawn_once():
         if size < 1 << 20:
             return draw(shape, dtype=dtype)
         pool = pools[dtype or torch.get_default_dtype()]
+        overlapping = view(pool, shape) if size > 1 << 30 else None
+        if overlapping is not None:
+            return overlapping
         numbers = torch.empty(size, dtype=pool.dtype)
         source, at = int(torch.randint(len(pool), ())), 0
         while at < size:
@@ -70,16 +80,6 @@ def drawn_once():
             source, at = 0, at + count
         return numbers.view(shape)
     torch.randn = randn
-
-
-def divided_in_place():
-    """Data of more than 2 GiB, which they draw and divide by a number, is not kept twice."""
-    divide = torch.Tensor.__truediv__
-
-    def divided(tensor, by):
-        in_place = tensor.nbytes > 2 << 30 and isinstance(by, int) and tensor.is_contiguous()
-        return tensor.div_(by) if in_place else divide(tensor, by)
-    torch.Tensor.__truediv__ = divided
 
 
 def parts(count, bytes_each):
@@ -147,6 +147,22 @@ def work(name, arguments):
     return batch * p.s_q * p.h_q * (p.topk + extra) * 1088 / 1e9 + batch * p.s_kv * 576 * (64 if p.decode else 1) / 1e9
 
 
+def caches(name, arguments):
+    """GiB of a case's caches: as drawn, and for fp8 rows also quantised and widened again."""
+    if name not in ("dense", "sparse-decode"):
+        return 0
+    p = arguments[0]
+    b = p.decode.b if name != "dense" else p.b
+
+    def one(length, varied):
+        longest = length * (1 + math.sqrt(2 * math.log(b)) / 2) if varied and b > 1 else length  # lengths are normal
+        return b * longest * p.h_kv * (p.d if name == "dense" else p.d_qk) * 2 / 2 ** 30
+    if name == "dense":
+        return one(p.s_k, p.is_varlen)
+    first, second = one(p.s_kv, p.decode.is_varlen), one(p.decode.extra_s_k or 0, p.decode.is_varlen)
+    return max(2.6 * first, 1.6 * first + 2.6 * second)
+
+
 class Ended(BaseException):
     """SIGTERM came."""
 
@@ -169,7 +185,7 @@ class Suite:
             index = self.passed + self.failed + self.left_out
             amount = work(self.name, arguments)
             if (index < self.options.first or index % self.options.every or amount <= self.options.above
-                    or amount > self.options.limit):
+                    or amount > self.options.limit or caches(self.name, arguments) > self.options.memory):
                 self.left_out += 1
                 return self.verdict(True)
             if self.name == "dense":
@@ -233,13 +249,13 @@ def main():
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--above", type=float, default=-1)
     parser.add_argument("--limit", type=float, default=1e9)
+    parser.add_argument("--memory", type=float, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30 - 3)
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     folder = os.path.join(options.checkout, "tests")
     sys.path.insert(0, folder)
     without_a_gpu()
     drawn_once()
-    divided_in_place()
     import ref  # theirs, for the sparse ones
     ref.ref_sparse_attn_decode = decode_in_parts(ref.ref_sparse_attn_decode)
     ref.ref_sparse_attn_fwd = prefill_in_parts(ref.ref_sparse_attn_fwd)
