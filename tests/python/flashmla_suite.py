@@ -93,12 +93,18 @@ def joined(pieces, dims):
 
 
 def dense_in_parts(reference):
-    """Their reference_torch, called for one KV head at a time."""
+    """Their reference_torch, called for one KV head at a time, whose heads are queries of one head where none hides rows from another."""
+    def one(cache_seqlens, block_table, q, blocked_k, dv, is_causal):
+        b, s_q, heads, d = q.shape
+        if is_causal and s_q > 1:
+            return reference(cache_seqlens, block_table, q, blocked_k, dv, True)
+        out, lse = reference(cache_seqlens, block_table, q.reshape(b, s_q * heads, 1, d), blocked_k, dv, False)
+        return out.view(b, s_q, heads, dv), lse.view(b, s_q, heads).transpose(1, 2)
+
     def run(cache_seqlens, block_table, q, blocked_k, dv, is_causal):
-        heads, kv_heads = q.size(2), blocked_k.size(2)
-        group = heads // kv_heads
-        return joined([reference(cache_seqlens, block_table, q[:, :, h * group:(h + 1) * group], blocked_k[:, :, h:h + 1], dv, is_causal)
-                       for h in range(kv_heads)], (2, 1))
+        group = q.size(2) // blocked_k.size(2)
+        return joined([one(cache_seqlens, block_table, q[:, :, h * group:(h + 1) * group], blocked_k[:, :, h:h + 1], dv, is_causal)
+                       for h in range(blocked_k.size(2))], (2, 1))
     return run
 
 
