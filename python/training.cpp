@@ -1,4 +1,5 @@
 // Runs of training from Python, step by step.
+#include <fmt/format.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/optional.h>
@@ -63,11 +64,22 @@ class Training {
   std::atomic<bool> in_use_ = false;
 };
 
+/// An option of a run. Throws TypeError naming it for a value of another type.
+template <class T>
+T option(const nb::dict& given, const char* name, const char* expected) {
+  T value{};
+  const nb::object found = given[name];
+  if (!nb::try_cast(found, value))
+    throw nb::type_error(
+        fmt::format("{}: found {}, expected {}", name, nb::repr(found).c_str(), expected).c_str());
+  return value;
+}
+
 /// A run's options as mla/trainer.py names them; a config that is no preset's name is a config.json's text.
 RunOptions run_options(const nb::dict& given) {
-  const auto integer = [&](const char* key) { return nb::cast<std::int64_t>(given[key]); };
-  const auto number = [&](const char* key) { return nb::cast<double>(given[key]); };
-  const auto word = [&](const char* key) { return nb::cast<std::string>(given[key]); };
+  const auto integer = [&](const char* name) { return option<std::int64_t>(given, name, "an integer"); };
+  const auto number = [&](const char* name) { return option<double>(given, name, "a number"); };
+  const auto word = [&](const char* name) { return option<std::string>(given, name, "a str"); };
   RunOptions o = usual_run(integer("steps"), integer("batch"), number("learning_rate"));
   const std::string preset = word("preset");
   if (preset.empty()) {
@@ -82,7 +94,7 @@ RunOptions run_options(const nb::dict& given) {
   o.held_back = number("held_back");
   o.trainer.length = integer("length");
   o.trainer.adamw.weight_decay = number("weight_decay");
-  o.trainer.seed = nb::cast<std::uint64_t>(given["seed"]);
+  o.trainer.seed = option<std::uint64_t>(given, "seed", "an integer from 0 to 2^64 - 1");
   o.trainer.computing.compute = dtype_named(word("dtype"), "dtype");
   o.trainer.computing.form = form_named(word("attention"), "attention");
   return o;

@@ -1,12 +1,25 @@
 """Checkpoints of DeepSeek's architecture, from their Hugging Face files, and conversations with them."""
+import operator
 import os
-from typing import Any, Dict, Iterator, List, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Union
 
 import numpy
 
 from mla import _core
 
 _CHUNK = 512  # tokens of a prompt between two looks at Ctrl-C
+
+
+def _ids(ids: Iterable[int], name: str = "ids") -> List[int]:
+    """Token ids as Python's integers. Raises TypeError for what is none, ValueError for what no vocabulary holds."""
+    try:
+        numbers = [operator.index(i) for i in ids]
+    except TypeError:
+        raise TypeError(f"{name}: found {ids!r}, expected integers") from None
+    for i in numbers:
+        if not 0 <= i < 1 << 31:
+            raise ValueError(f"{name}: found {i}, expected token ids")
+    return numbers
 
 
 class Model:
@@ -32,7 +45,7 @@ class Model:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
-        return self._model.decode(list(ids))
+        return self._model.decode(_ids(ids))
 
     def logits(self, ids: Sequence[int], *, attention: str = "auto", dtype: str = "", cache_dtype: str = "") -> numpy.ndarray:
         """f32 [len(ids), vocab]: what may follow each id.
@@ -40,7 +53,7 @@ class Model:
         attention: auto, explicit or absorbed. dtype: f32 or bf16, of the arithmetic; the weights' unless given.
         cache_dtype: f32, bf16, fp8 or int8; dtype unless given. Raises ValueError for ids outside the vocabulary.
         """
-        ids = list(ids)
+        ids = _ids(ids)
         return self.session(len(ids), attention=attention, dtype=dtype, cache_dtype=cache_dtype).feed_all(ids)
 
     def session(self, max_tokens: int = 0, *, attention: str = "auto", dtype: str = "", cache_dtype: str = "") -> "Session":
@@ -58,7 +71,7 @@ class Model:
         Ends behind max_tokens tokens, at the end of text, or where the context ends. Ctrl-C ends it between two tokens.
         """
         sampler = _core.Sampler(temperature, top_k, top_p, seed)
-        ids = self._model.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self._model.encode_prompt(prompt) if isinstance(prompt, str) else _ids(prompt, "prompt")
         if not ids:
             raise ValueError("prompt: found no tokens, expected at least one")
         if max_tokens < 0:
@@ -115,7 +128,7 @@ class Session:
         Raises ValueError for no ids, for ids outside the vocabulary, and where max_tokens would be passed. The session is then as
         before, also if Ctrl-C ends a long prompt.
         """
-        ids, parts, before = list(ids), 0, len(self)
+        ids, parts, before = _ids(ids), 0, len(self)
         try:
             while len(ids) > _CHUNK:
                 self._session.append(ids[:_CHUNK])
@@ -128,7 +141,7 @@ class Session:
 
     def feed_all(self, ids: Sequence[int]) -> numpy.ndarray:
         """The same with what may follow each of the ids: f32 [len(ids), vocab]."""
-        return self._session.feed_all(list(ids))
+        return self._session.feed_all(_ids(ids))
 
     def cache(self, layer: int) -> Dict[str, numpy.ndarray]:
         """What a layer keeps of all tokens, as f32 copies.

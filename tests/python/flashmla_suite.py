@@ -5,8 +5,7 @@
                                                        [--above G] [--limit G] [--memory GIB]
 
 --every N takes each N-th case, --first N begins with the N-th, --above and --limit leave cases of up to and of more than so many
-10^9 multiply-adds out, --memory those whose caches take more (what the machine has, less 3, unless given). Counts of what
-passed and of what was left out are printed, now and then on the way, and also if it is ended before (SIGTERM). Their timing of
+10^9 multiply-adds out, --memory those that take more (what the machine has, less 3, unless given). Counts of what passed and of what was left out are printed, now and then on the way, and also if it is ended before (SIGTERM). Their timing of
 GPU kernels is left out: cases meant for it are checked as the others where they check anything. What a CPU is slow at is done
 otherwise, to the same end: random numbers are drawn once and handed out from random places, and their reference is called for
 a few sequences or one KV head at a time, so that it stays in the caches (and a case of 30 GB in the memory).
@@ -153,11 +152,13 @@ def work(name, arguments):
     return batch * p.s_q * p.h_q * (p.topk + extra) * 1088 / 1e9 + batch * p.s_kv * 576 * (64 if p.decode else 1) / 1e9
 
 
-def caches(name, arguments):
-    """GiB of a case's caches: as drawn, and for fp8 rows also quantised and widened again."""
-    if name not in ("dense", "sparse-decode"):
+def memory(name, arguments):
+    """About the GiB of a case's caches (of fp8 rows: as drawn, quantised and widened again), or of comparing its output."""
+    if name == "fmha":
         return 0
     p = arguments[0]
+    if name == "sparse-prefill":
+        return 17 * p.s_q * p.h_q * p.d_v * 4 / 2 ** 30
     b = p.decode.b if name != "dense" else p.b
 
     def one(length, varied):
@@ -191,7 +192,7 @@ class Suite:
             index = self.passed + self.failed + self.left_out
             amount = work(self.name, arguments)
             if (index < self.options.first or index % self.options.every or amount <= self.options.above
-                    or amount > self.options.limit or caches(self.name, arguments) > self.options.memory):
+                    or amount > self.options.limit or memory(self.name, arguments) > self.options.memory):
                 self.left_out += 1
                 return self.verdict(True)
             if self.name == "dense":

@@ -138,13 +138,26 @@ def test_one_thread_at_a_time(model):
 @pytest.mark.parametrize("match, call", [
     ("layer: found 99", lambda s: s.cache(99)), ("layer: found -1", lambda s: s.cache(-1)), ("truncate", lambda s: s.truncate(9)),
     ("truncate", lambda s: s.truncate(-1)), ("no tokens", lambda s: s.feed([])), ("ids", lambda s: s.feed_all([])),
-    ("token id: found -1", lambda s: s.feed([-1]))])
+    ("ids: found -1", lambda s: s.feed([-1])), ("ids: found 1099511627776", lambda s: s.feed_all([1 << 40])),
+    ("token id: found 4096", lambda s: s.feed([4096]))])
 def test_errors_say_what(model, match, call):
     session = model.session()
     session.feed([1, 2])
     with pytest.raises(ValueError, match=match):
         call(session)
     assert len(session) == 2
+
+
+@pytest.mark.parametrize("ids", [[1.5], ["a"], None, 3])
+def test_ids_that_are_no_integers(model, ids):
+    session = model.session()
+    for call in (session.feed, session.feed_all, model.logits, model.detokenize):
+        with pytest.raises(TypeError, match="ids: found .*, expected integers"):
+            call(ids)
+
+
+def test_ids_of_any_kind_of_integer(model):
+    assert (model.logits(numpy.int16(IDS)) == model.logits(IDS)).all()
 
 
 @pytest.mark.parametrize("match, options", [

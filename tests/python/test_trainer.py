@@ -69,6 +69,15 @@ def test_errors_say_what_and_leave_nothing(tmp_path, match, options):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("match, options", [
+    ("steps: found 1.5, expected an integer", {"steps": 1.5}), ("seed: found -1", {"seed": -1}), ("dtype: found 3", {"dtype": 3}),
+    ("learning_rate: found 'x', expected a number", {"learning_rate": "x"})])
+def test_options_of_another_type(tmp_path, match, options):
+    with pytest.raises(TypeError, match=match):
+        mla.Trainer.begin(tmp_path / "run", TEXT, **{**SMALL, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_run_and_another_text(tmp_path):
     mla.Trainer.begin(tmp_path / "run", TEXT, **SMALL)
     with pytest.raises(ValueError, match="is there already; Trainer.resume"):
