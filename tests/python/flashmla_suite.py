@@ -5,10 +5,11 @@
                                                        [--above G] [--limit G] [--memory GIB]
 
 --every N takes each N-th case, --first N begins with the N-th, --above and --limit leave cases of up to and of more than so many
-10^9 multiply-adds out, --memory those that take more (what the machine has, less 3, unless given). Counts of what passed and of what was left out are printed, now and then on the way, and also if it is ended before (SIGTERM). Their timing of
-GPU kernels is left out: cases meant for it are checked as the others where they check anything. What a CPU is slow at is done
-otherwise, to the same end: random numbers are drawn once and handed out from random places, and their reference is called for
-a few sequences or one KV head at a time, so that it stays in the caches (and a case of 30 GB in the memory).
+10^9 multiply-adds out, --memory those that take more (what the machine has, less 3, unless given). Counts of what passed and of
+what was left out are printed, now and then on the way, and also if it is ended before (SIGTERM). Their timing of GPU kernels is
+left out: cases meant for it are checked as the others where they check anything. What a CPU is slow at is done otherwise, to
+the same end: random numbers are drawn once and handed out from random places, and their reference is called for a few sequences
+or one KV head at a time, so that it stays in the caches (and a case of 30 GB in the memory).
 """
 import argparse
 import contextlib
