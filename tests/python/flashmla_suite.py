@@ -23,6 +23,8 @@ import time
 import traceback
 import types
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's memory in huge pages
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # its threads must not spin while ours run
 import torch
 import torch._dynamo  # looks for triton when it is loaded, and must not find ours
 import torch._inductor.config
