@@ -134,11 +134,25 @@ def prefill_in_parts(reference):
     return run
 
 
-def fmha_in_parts(sdpa_checkpoint):
-    """Their sdpa_checkpoint, called for one KV head at a time; split, so that the gradients are put together once."""
+def fmha_in_parts(sdpa):
+    """Their sdpa, called for one KV head at a time and again for its gradient, in place of their checkpoint of all heads."""
+    class Head(torch.autograd.Function):
+        @staticmethod
+        def forward(context, q, k, v, options):
+            context.save_for_backward(q, k, v)
+            context.options = options
+            return sdpa(q, k, v, **options)
+
+        @staticmethod
+        def backward(context, d_out, d_lse):
+            inputs = [x.detach().requires_grad_() for x in context.saved_tensors]
+            with torch.enable_grad():
+                results = sdpa(*inputs, **context.options)
+            return *torch.autograd.grad(results, inputs, (d_out, d_lse)), None
+
     def run(q, k, v, **options):
         heads = k.size(1)
-        return joined([sdpa_checkpoint(*part, **options) for part in zip(*(x.split(x.size(1) // heads, 1) for x in (q, k, v)))], (0, 0))
+        return joined([Head.apply(*part, options) for part in zip(*(x.split(x.size(1) // heads, 1) for x in (q, k, v)))], (0, 0))
     return run
 
 
@@ -233,9 +247,10 @@ class Suite:
         self.module = {"__name__": FILES[self.name][:-3]}
         sys.modules[self.module["__name__"]] = types.ModuleType(self.module["__name__"])  # dataclasses look it up
         exec(compile(definitions, FILES[self.name], "exec"), self.module)
-        for function, in_parts in (("reference_torch", dense_in_parts), ("sdpa_checkpoint", fmha_in_parts)):
-            if function in self.module:
-                self.module[function] = in_parts(self.module[function])
+        if self.name == "dense":
+            self.module["reference_torch"] = dense_in_parts(self.module["reference_torch"])
+        if self.name == "fmha":
+            self.module["sdpa_checkpoint"] = fmha_in_parts(self.module["sdpa"])
         for function in ("test_flash_mla", "run_test", "test_flash_attention"):
             if function in self.module:
                 self.module[function] = self.case(self.module[function])
