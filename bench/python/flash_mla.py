@@ -24,9 +24,10 @@ WIDTH, VALUES = 576, 512
 
 
 def seconds(call, rounds, repeats=1):
+    """The median of at least `rounds` rounds and half a second: after a pause, a machine's first calls of a millisecond say little."""
     call()
-    times = []
-    for _ in range(rounds):
+    times, end = [], time.perf_counter() + 0.5
+    while len(times) < rounds or time.perf_counter() < end:
         begin = time.perf_counter()
         for _ in range(repeats):
             call()
