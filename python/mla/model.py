@@ -61,7 +61,7 @@ class Model:
 
         The other arguments are those of `logits`. Raises ValueError naming the argument.
         """
-        return Session(_core.Session(self._model, attention, dtype, cache_dtype, max_tokens), self._model.inspect())
+        return Session(_core.Session(self._model, attention, dtype, cache_dtype, max_tokens), self._model)
 
     def generate(self, prompt: Union[str, Sequence[int]], max_tokens: int = 200, *, temperature: float = 0.8, top_k: int = 0,
                  top_p: float = 0.95, seed: int = 0, ignore_eos: bool = False, attention: str = "auto", dtype: str = "",
@@ -105,8 +105,8 @@ class Session:
     Two threads may each feed their own session, not one session or its forks at a time (ValueError).
     """
 
-    def __init__(self, session: "_core.Session", info: Dict[str, Any]):
-        self._session, self._info = session, info
+    def __init__(self, session: "_core.Session", model: "_core.Model"):
+        self._session, self._model = session, model
 
     def __len__(self) -> int:
         """Tokens fed so far."""
@@ -149,11 +149,11 @@ class Session:
         Latent attention: "latent" [tokens, kv_lora_rank] and "rope_key" [tokens, qk_rope_head_dim], the rotated key that heads share.
         Others: "keys" and "values", [tokens, num_kv_heads, head_dim] each. Raises ValueError for another layer.
         """
-        rows = self._session.rows(layer)
-        if "kv_lora_rank" in self._info:
-            rank = self._info["kv_lora_rank"]
+        rows, info = self._session.rows(layer), self._model.inspect()
+        if "kv_lora_rank" in info:
+            rank = info["kv_lora_rank"]
             return {"latent": rows[:, :rank], "rope_key": rows[:, rank:]}
-        heads = rows.reshape(len(rows), self._info["num_kv_heads"], 2, self._info["head_dim"])
+        heads = rows.reshape(len(rows), info["num_kv_heads"], 2, info["head_dim"])
         return {"keys": heads[:, :, 0], "values": heads[:, :, 1]}
 
     def truncate(self, length: int) -> None:
@@ -162,4 +162,4 @@ class Session:
 
     def fork(self) -> "Session":
         """Another session with the same past; pages are shared until one of the two writes."""
-        return Session(self._session.fork(), self._info)
+        return Session(self._session.fork(), self._model)

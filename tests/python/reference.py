@@ -9,6 +9,12 @@ except ImportError:
     torch = None
 
 
+#: A small model of the family llama: three query heads to a KV head.
+HEADS_CONFIG = {"model_type": "llama", "vocab_size": 300, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+                "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+                "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 1, "rope_theta": 10000.0}
+
+
 def blocks(tokens, group, rows):
     """Ranges of tokens whose scores of a KV head's `group` heads take about 64 MiB."""
     step = max(1, (8 << 20) // max(1, group * rows))

@@ -8,6 +8,7 @@ import numpy
 import pytest
 
 import mla
+from reference import HEADS_CONFIG
 
 IDS = [5, 17, 300, 4, 9, 1000, 77]
 
@@ -97,9 +98,7 @@ def test_the_latent_cache_by_its_definition(model):
 
 
 def test_the_cache_of_heads_by_its_definition(tmp_path):
-    config = {"model_type": "llama", "vocab_size": 300, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
-              "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
-              "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 1, "rope_theta": 10000.0}
+    config = HEADS_CONFIG
     directory, ids = tmp_path / "heads", [5, 17, 200, 4, 9, 100, 77, 3, 3]
     list(mla.Trainer.begin(directory, "In the beginning was the word.\n" * 40, config, steps=1, batch=1, length=32, held_back=0.2))
     x = normed(tensor(directory, "model.embed_tokens.weight")[ids], tensor(directory, "model.layers.0.input_layernorm.weight"),

@@ -7,6 +7,7 @@ import numpy
 import pytest
 
 import mla
+from reference import HEADS_CONFIG
 
 TEXT = (pathlib.Path(__file__).parents[2] / "README.md").read_text() * 2
 SMALL = {"vocabulary": 300, "steps": 6, "batch": 4, "length": 32, "measure_every": 3, "held_back": 0.2, "seed": 7}
@@ -47,9 +48,7 @@ def test_it_goes_on_to_the_same_bits(tmp_path):
 
 
 def test_it_takes_a_config_of_any_family(tmp_path):
-    config = {"model_type": "llama", "vocab_size": 300, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
-              "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
-              "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 1, "rope_theta": 10000.0}
+    config = HEADS_CONFIG
     options = {k: v for k, v in SMALL.items() if k != "vocabulary"}
     list(mla.Trainer.begin(str(tmp_path / "heads"), TEXT, config, **options))
     assert json.loads((tmp_path / "heads" / "config.json").read_text()) == config
