@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import time
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads must not spin while ours run
 import numpy
 import torch
 

@@ -63,7 +63,7 @@ def drawn_once():
     draw = torch.randn
 
     def view(pool, shape):
-        for prime in (1601, 751, 199, 67):
+        for prime in (1601, 751, 199, 67, 37):
             strides = (prime, 31, 7, 1)
             if len(shape) == 4 and sum((count - 1) * stride for count, stride in zip(shape, strides)) < len(pool):
                 return pool.as_strided(shape, strides)
@@ -137,6 +137,54 @@ def decode_in_parts(reference):
             return reference(few, dataclasses.replace(t, p=few, q=t.q[first:last], kv_scope=scopes[0], extra_kv_scope=scopes[1]))
         each = p.s_q * (p.topk + (p.decode.extra_topk or 0)) * p.d_qk * 4
         return joined([some(*part) for part in parts(p.decode.b, each)], (0, 0))
+    return run
+
+
+class Memory:
+    """Two pieces of memory by turns: a case has two caches at most, and the next case's may overwrite them."""
+    def __init__(self):
+        self.pieces = []
+
+    def take(self, size, like):
+        piece = self.pieces.pop(0) if len(self.pieces) == 2 else None
+        self.pieces.append(piece if piece is not None and len(piece) >= size else like.new_empty(size))
+        return self.pieces[-1][:size]
+
+
+def quantize_in_parts(quantize):
+    """Their quantize_k_cache, called for a few blocks at a time; blocks are as far apart as in the whole."""
+    memory = Memory()
+
+    def run(cache, layout):
+        two = quantize(cache[:2], layout)
+        blocks = memory.take(len(cache) * two.stride(0), two).view(len(cache), -1)
+        result = blocks[:, :two[0].numel()].view(len(cache), *two.shape[1:])
+        for first, last in parts(len(cache), cache[0].numel() * 2):
+            result[first:last] = quantize(cache[first:last], layout)
+        return result
+    return run
+
+
+def dequantize_in_parts(dequantize):
+    """Their dequantize_k_cache, called for a few blocks at a time."""
+    memory = Memory()
+
+    def run(cache, layout):
+        one = dequantize(cache[:1], layout)
+        result = memory.take(len(cache) * one.numel(), one).view(len(cache), *one.shape[1:])
+        for first, last in parts(len(cache), one.numel() * 2):
+            result[first:last] = dequantize(cache[first:last], layout)
+        return result
+    return run
+
+
+def compare_in_parts(compare):
+    """Their check_is_allclose, called for a few rows at a time: if the cosine distance of each part is small, so is that of all."""
+    def run(name, answer, reference, **tolerances):
+        assert answer.shape == reference.shape
+        each = reference[0].numel() * 4 if len(reference) else 1
+        return (all(compare(name, answer[first:last], reference[first:last], quiet=True, **tolerances)
+                    for first, last in parts(len(reference), each)) or compare(name, answer, reference, **tolerances))
     return run
 
 
@@ -299,7 +347,10 @@ def main():
     without_a_gpu()
     drawn_once()
     widened_by_table()
-    import ref  # theirs, for the sparse ones
+    import kernelkit, quant, ref  # theirs, for the sparse ones
+    kernelkit.check_is_allclose = compare_in_parts(kernelkit.check_is_allclose)
+    quant.quantize_k_cache = quantize_in_parts(quant.quantize_k_cache)
+    quant.dequantize_k_cache = dequantize_in_parts(quant.dequantize_k_cache)
     ref.ref_sparse_attn_decode = decode_in_parts(ref.ref_sparse_attn_decode)
     ref.ref_sparse_attn_fwd = prefill_in_parts(ref.ref_sparse_attn_fwd)
     signal.signal(signal.SIGTERM, end)
