@@ -16,10 +16,9 @@ namespace {
 
 RunOptions run_options(const TrainOptions& o) {
   RunOptions run = usual_run(o.steps, o.batch, o.learning_rate);
-  const std::int64_t vocabulary = o.vocabulary > 0 ? o.vocabulary : preset_vocabulary(o.preset);
-  run.config = o.config.empty() ? preset_config(o.preset, {vocabulary, 0, 1}) : read_text(o.config);
+  run.config = o.config.empty() ? preset_config(o.preset, {o.vocabulary}) : read_text(o.config);
   run.config_name = o.config.empty() ? "--preset " + o.preset : o.config;
-  if (o.measure_every > 0) run.measure_every = o.measure_every;
+  if (o.measure_every != 0) run.measure_every = o.measure_every;
   run.held_back = o.held_back;
   run.trainer.length = o.length;
   run.trainer.adamw.weight_decay = o.weight_decay;

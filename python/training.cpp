@@ -86,11 +86,10 @@ RunOptions run_options(const nb::dict& given) {
     o.config = word("config");
     o.config_name = word("config_name");
   } else {
-    const std::int64_t vocabulary = integer("vocabulary");
-    o.config = preset_config(preset, {vocabulary > 0 ? vocabulary : preset_vocabulary(preset), 0, 1});
+    o.config = preset_config(preset, {integer("vocabulary")});
     o.config_name = preset;
   }
-  if (integer("measure_every") > 0) o.measure_every = integer("measure_every");
+  if (integer("measure_every") != 0) o.measure_every = integer("measure_every");
   o.held_back = number("held_back");
   o.trainer.length = integer("length");
   o.trainer.adamw.weight_decay = number("weight_decay");

@@ -168,8 +168,8 @@ TEST(PresetsTest, SmallIsTheEmbeddedModel) {
 }
 
 TEST(PresetsTest, AreModelsOfTheirSize) {
-  const ModelConfig tiny = parse_config(preset_config("tiny", {1024, 0, 1}), "tiny");
-  const ModelConfig small = parse_config(preset_config("small", {2048, 0, 1}), "small");
+  const ModelConfig tiny = parse_config(preset_config("tiny"), "tiny");
+  const ModelConfig small = parse_config(preset_config("small"), "small");
   EXPECT_NEAR(static_cast<double>(parameters(tiny)), 1.0e6, 0.1e6);
   EXPECT_NEAR(static_cast<double>(parameters(small)), 6.0e6, 0.1e6);
   for (const ModelConfig& config : {tiny, small}) {
@@ -177,22 +177,19 @@ TEST(PresetsTest, AreModelsOfTheirSize) {
     EXPECT_EQ(config.bos_id, 0);
     EXPECT_EQ(config.eos_ids, std::vector<std::int64_t>{1});
   }
-  const ModelConfig none = parse_config(preset_config("tiny", {300}), "tiny");
+  const ModelConfig none = parse_config(preset_config("tiny", {300, -1, -1}), "tiny");
   EXPECT_EQ(none.vocab_size, 300);
   EXPECT_EQ(none.bos_id, -1);
   EXPECT_TRUE(none.eos_ids.empty());
 }
 
 TEST(PresetsTest, Errors) {
-  EXPECT_EQ(error_of([] {
-              preset_config("huge", {2048, 0, 1});
-            }),
-            "preset: found 'huge', expected tiny or small");
+  EXPECT_EQ(error_of([] { preset_config("huge"); }), "preset: found 'huge', expected tiny or small");
   EXPECT_EQ(error_of([] {
               preset_config("tiny", {100, 0, 100});
             }),
             "eos_token_id: found 100, expected -1 (none) or an id below 100");
-  EXPECT_NE(error_of([] { preset_config("tiny", {0, -1, -1}); }), "");
+  EXPECT_NE(error_of([] { preset_config("tiny", {-1}); }), "");
   for (const std::string_view name : preset_names()) EXPECT_NE(preset_config(name, {10}), "");
 }
 

@@ -47,7 +47,7 @@ SmallModel heads_model(const std::string& position, std::int64_t heads, std::int
 
 /// A dense DeepSeek-V3: where a router chooses, the loss has steps.
 SmallModel latent_model(std::int64_t rope_dim, MlaForm form) {
-  nlohmann::json config = nlohmann::json::parse(preset_config("tiny", {40, 0, 1}));
+  nlohmann::json config = nlohmann::json::parse(preset_config("tiny", {40}));
   config["hidden_size"] = 24;
   config["intermediate_size"] = 32;
   config["num_hidden_layers"] = config["first_k_dense_replace"] = 2;

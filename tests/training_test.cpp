@@ -28,7 +28,7 @@ std::string text_of(std::size_t bytes) {
 
 /// A config with every part of a layer, as small as can be.
 std::string small_config(std::int64_t vocabulary, std::int64_t hidden_size = 64) {
-  std::string text = preset_config("tiny", {vocabulary, 0, 1});
+  std::string text = preset_config("tiny", {vocabulary});
   const auto set = [&](const std::string& field, const std::string& value) {
     const std::size_t at = text.find("\"" + field + "\": ");
     ASSERT_NE(at, std::string::npos) << field;
@@ -76,7 +76,7 @@ std::vector<std::byte> bytes_of(const std::filesystem::path& path) {
 }
 
 TEST(TrainerTest, FirstLossIsThatOfNoKnowledge) {
-  const ModelConfig config = parse_config(preset_config("tiny", {1024, 0, 1}), "config");
+  const ModelConfig config = parse_config(preset_config("tiny"), "config");
   std::vector<std::int32_t> ids;
   for (std::int32_t i = 0; i < 600; ++i) ids.push_back(i * 37 % 1024);
   TrainerOptions o;

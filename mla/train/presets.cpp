@@ -73,12 +73,9 @@ std::span<const std::string_view> preset_names() {
   return names;
 }
 
-std::int64_t preset_vocabulary(std::string_view name) {
-  return sizes_of(name).vocabulary;
-}
-
-std::string preset_config(std::string_view name, const PresetVocabulary& vocabulary) {
+std::string preset_config(std::string_view name, PresetVocabulary vocabulary) {
   const Sizes& s = sizes_of(name);
+  if (vocabulary.size == 0) vocabulary.size = s.vocabulary;
   require(vocabulary.size >= 1 && vocabulary.size <= INT32_MAX,
           "vocabulary: found {} tokens, expected 1 to 2^31 - 1", vocabulary.size);
   json config = common_fields();

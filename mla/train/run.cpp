@@ -143,6 +143,8 @@ TrainingRun TrainingRun::plan(const std::filesystem::path& directory, const std:
   require(!text.empty(), "text: found nothing to learn from");
   require(options.held_back > 0 && options.held_back < 1,
           "held back: found a share of {}, expected one between 0 and 1", options.held_back);
+  require(options.measure_every >= 1 && options.measure_every <= most_steps,
+          "measure_every: found {}, expected 1 to {}", options.measure_every, most_steps);
   const TrainingOptions& computing = options.trainer.computing;
   require(computing.compute == DType::f32 || computing.compute == DType::bf16,
           "dtype: found {}, expected f32 or bf16", name_of(computing.compute));

@@ -63,8 +63,8 @@ def drawn_once():
     draw = torch.randn
 
     def view(pool, shape):
-        for prime in (1601, 751, 199, 67, 37):
-            strides = (prime, 31, 7, 1)
+        for prime in (1601, 751, 199, 67, 37, 17):
+            strides = (prime, 13, 7, 1)
             if len(shape) == 4 and sum((count - 1) * stride for count, stride in zip(shape, strides)) < len(pool):
                 return pool.as_strided(shape, strides)
         return None
@@ -140,42 +140,36 @@ def decode_in_parts(reference):
     return run
 
 
-class Memory:
-    """Two pieces of memory by turns: a case has two caches at most, and the next case's may overwrite them."""
-    def __init__(self):
-        self.pieces = []
+class CachesInParts:
+    """Their quantize_k_cache and dequantize_k_cache, called for a few blocks at a time.
 
-    def take(self, size, like):
-        piece = self.pieces.pop(0) if len(self.pieces) == 2 else None
-        self.pieces.append(piece if piece is not None and len(piece) >= size else like.new_empty(size))
-        return self.pieces[-1][:size]
+    They widen what they just quantised and forget what it was before: it is widened into that memory. A case has two caches, whose
+    quantised rows lie in two pieces of memory by turns, which the next case overwrites.
+    """
+    def __init__(self, quantize, dequantize):
+        self.quantize_some, self.dequantize_some = quantize, dequantize
+        self.memory, self.last = [None, None], None
 
-
-def quantize_in_parts(quantize):
-    """Their quantize_k_cache, called for a few blocks at a time; blocks are as far apart as in the whole."""
-    memory = Memory()
-
-    def run(cache, layout):
-        two = quantize(cache[:2], layout)
-        blocks = memory.take(len(cache) * two.stride(0), two).view(len(cache), -1)
-        result = blocks[:, :two[0].numel()].view(len(cache), *two.shape[1:])
+    def quantize(self, cache, layout):
+        two = self.quantize_some(cache[:2], layout)
+        size = len(cache) * two.stride(0)  # blocks are as far apart as in the whole
+        self.memory.reverse()
+        if self.memory[0] is None or len(self.memory[0]) < size:
+            self.memory[0] = None
+            self.memory[0] = two.new_empty(size)
+        result = self.memory[0][:size].view(len(cache), -1)[:, :two[0].numel()].view(len(cache), *two.shape[1:])
         for first, last in parts(len(cache), cache[0].numel() * 2):
-            result[first:last] = quantize(cache[first:last], layout)
+            result[first:last] = self.quantize_some(cache[first:last], layout)
+        self.last = cache, result
         return result
-    return run
 
-
-def dequantize_in_parts(dequantize):
-    """Their dequantize_k_cache, called for a few blocks at a time."""
-    memory = Memory()
-
-    def run(cache, layout):
-        one = dequantize(cache[:1], layout)
-        result = memory.take(len(cache) * one.numel(), one).view(len(cache), *one.shape[1:])
-        for first, last in parts(len(cache), one.numel() * 2):
-            result[first:last] = dequantize(cache[first:last], layout)
-        return result
-    return run
+    def dequantize(self, rows, layout):
+        cache, quantized = self.last
+        assert rows is quantized
+        for first, last in parts(len(cache), cache[0].numel() * 2):
+            cache[first:last] = self.dequantize_some(rows[first:last], layout)
+        self.last = None
+        return cache
 
 
 def compare_in_parts(compare):
@@ -349,8 +343,8 @@ def main():
     widened_by_table()
     import kernelkit, quant, ref  # theirs, for the sparse ones
     kernelkit.check_is_allclose = compare_in_parts(kernelkit.check_is_allclose)
-    quant.quantize_k_cache = quantize_in_parts(quant.quantize_k_cache)
-    quant.dequantize_k_cache = dequantize_in_parts(quant.dequantize_k_cache)
+    caches = CachesInParts(quant.quantize_k_cache, quant.dequantize_k_cache)
+    quant.quantize_k_cache, quant.dequantize_k_cache = caches.quantize, caches.dequantize
     ref.ref_sparse_attn_decode = decode_in_parts(ref.ref_sparse_attn_decode)
     ref.ref_sparse_attn_fwd = prefill_in_parts(ref.ref_sparse_attn_fwd)
     signal.signal(signal.SIGTERM, end)

@@ -60,6 +60,7 @@ def test_it_takes_a_config_of_any_family(tmp_path):
     ("batch: found -1", {"batch": -1}), ("length", {"length": 0}), ("held back", {"held_back": 0}), ("dtype", {"dtype": "int8"}),
     ("attention: found 'x'", {"attention": "x"}), ("attention: found auto", {"attention": "auto"}),
     ("learning rate", {"learning_rate": -1.0}), ("decay", {"weight_decay": -1.0}), ("vocab", {"vocabulary": 3}),
+    ("vocabulary: found -5", {"vocabulary": -5}), ("measure_every: found -1", {"measure_every": -1}),
     ("text", {"text": ""}), ("1000 tokens|1001", {"length": 1000, "text": "A short text.\n" * 20})])
 def test_errors_say_what_and_leave_nothing(tmp_path, match, options):
     options = {"text": TEXT, **SMALL, **options}
