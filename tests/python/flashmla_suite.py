@@ -8,8 +8,11 @@
 10^9 multiply-adds out, --memory those that take more (what the machine has, less 3, unless given). Counts of what passed and of
 what was left out are printed, now and then on the way, and also if it is ended before (SIGTERM). Their timing of GPU kernels is
 left out: cases meant for it are checked as the others where they check anything. What a CPU is slow at is done otherwise, to
-the same end: random numbers are drawn once and handed out from random places, and their reference is called for a few sequences
-or one KV head at a time, so that it stays in the caches (and a case of 30 GB in the memory).
+the same end: random numbers are drawn once and handed out from random places, fp8 is widened by a table, and their reference,
+their quantisation and their comparison are called for a part at a time (a few sequences, blocks or rows, or one KV head), so that
+the part stays in the caches and a case of 30 GB in the memory.
+
+Two at once with OMP_NUM_THREADS=1 take two cores better than one; each may need 10 GiB for the largest caches.
 """
 import argparse
 import contextlib
