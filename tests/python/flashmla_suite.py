@@ -2,15 +2,16 @@
 """Runs FlashMLA's own test files, from a checkout of it, on this package: only the device is changed.
 
     python tests/python/flashmla_suite.py FLASHMLA_DIR [--only dense,sparse-decode,sparse-prefill,fmha] [--every N] [--first N]
-                                                       [--above G] [--limit G] [--memory GIB]
+                                                       [--until N] [--above G] [--limit G] [--memory GIB]
 
---every N takes each N-th case, --first N begins with the N-th, --above and --limit leave cases of up to and of more than so many
-10^9 multiply-adds out, --memory those that take more (what the machine has, less 3, unless given). Counts of what passed and of
+--every N takes each N-th case, --first N begins with the N-th, counted from 0, --until N ends before the N-th, --above and --limit
+leave cases of up to and of more than so many 10^9 multiply-adds out, --memory those that take more (what the machine has, less 3,
+unless given). Counts of what passed and of
 what was left out are printed, now and then on the way, and also if it is ended before (SIGTERM). Their timing of GPU kernels is
 left out: cases meant for it are checked as the others where they check anything. What a CPU is slow at is done otherwise, to
-the same end: random numbers are drawn once and handed out from random places, fp8 is widened by a table, and their reference,
-their quantisation and their comparison are called for a part at a time (a few sequences, blocks or rows, or one KV head), so that
-the part stays in the caches and a case of 30 GB in the memory.
+the same end: random numbers, and quantised rows, are made once and handed out from random places, and their reference and their
+comparison are called for a part at a time (a few sequences or rows, or one KV head), so that the part stays in the caches and a
+case of 30 GB in the memory.
 
 Two at once with OMP_NUM_THREADS=1 take two cores better than one; each may need 10 GiB for the largest caches.
 """
@@ -27,7 +28,7 @@ import traceback
 import types
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's memory in huge pages
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # its threads must not spin while ours run
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two of these side by side: threads that wait leave the cores to the other
 import torch
 import torch._dynamo  # looks for triton when it is loaded, and must not find ours
 import torch._inductor.config
@@ -91,19 +92,6 @@ def drawn_once():
     torch.randn = randn
 
 
-def widened_by_table():
-    """An fp8 tensor's `to` looks its values up, in a table that torch's own makes: it converts them one by one otherwise."""
-    fp8, to = torch.float8_e4m3fn, torch.Tensor.to
-    codes = torch.arange(256, dtype=torch.uint8).view(fp8)
-    tables = {dtype: to(codes, dtype) for dtype in (torch.float32, torch.bfloat16)}
-
-    def looked_up(self, *args, **kwargs):
-        if self.dtype != fp8 or kwargs or len(args) != 1 or args[0] not in tables:
-            return to(self, *args, **kwargs)
-        return tables[args[0]].index_select(0, self.view(torch.uint8).reshape(-1).int()).view(self.shape)
-    torch.Tensor.to = looked_up
-
-
 def parts(count, bytes_each):
     """Ranges of about 8 MiB."""
     step = max(1, (8 << 20) // bytes_each)
@@ -143,36 +131,82 @@ def decode_in_parts(reference):
     return run
 
 
-class CachesInParts:
-    """Their quantize_k_cache and dequantize_k_cache, called for a few blocks at a time.
+class Pool:
+    """Rows of a cache of fp8 latents, made once by their functions: drawn, quantised, widened again; the last holds NaN."""
+    def __init__(self, quant, layout, width):
+        drawn = torch.randn(20012, 1, 1, width, dtype=torch.bfloat16) / 10  # that is a prime number of rows, and one
+        drawn.clamp_(min=-1.0, max=1.0)
+        drawn[-1] = float("nan")
+        quantized = quant.quantize_k_cache(drawn, layout)
+        self.count = len(drawn) - 1
+        self.quantized = quantized.view(torch.uint8).view(len(drawn), -1).contiguous()
+        self.widened = quant.dequantize_k_cache(quantized, layout).view(-1, width)
 
-    They widen what they just quantised and forget what it was before: it is widened into that memory. A case has two caches, whose
-    quantised rows lie in two pieces of memory by turns, which the next case overwrites.
+
+class Rows:
+    """A cache of latents as they make it, [.., width], each row one of a pool's. What they do to numbers was done to the pool."""
+    def __init__(self, pool, rows, shape):
+        self.pool, self.rows, self.shape = pool, rows, shape
+
+    def __truediv__(self, divisor):
+        assert divisor == 10
+        return self
+
+    def clamp_(self, **range):
+        assert range == {"min": -1.0, "max": 1.0}
+
+    def view(self, *shape):
+        return Rows(self.pool, self.rows, (len(self.rows) // math.prod(shape[1:-1]), *shape[1:]))
+
+    def size(self, dim):
+        return self.shape[dim]
+
+    def __setitem__(self, places, value):
+        assert math.isnan(value)
+        self.rows[places[0]] = self.pool.count
+
+    def index_select(self, dim, index):
+        return self.pool.widened.index_select(0, self.rows.index_select(0, index))
+
+
+class Caches:
+    """Their gen_non_contiguous_randn_tensor, quantize_k_cache and dequantize_k_cache, for caches of a pool's rows.
+
+    So a cache needs memory for its quantised rows alone. A case has two caches, whose rows lie in two pieces of memory by turns,
+    which the next case overwrites: fresh pages would take more time than the rows.
     """
-    def __init__(self, quantize, dequantize):
-        self.quantize_some, self.dequantize_some = quantize, dequantize
-        self.memory, self.last = [None, None], None
+    def __init__(self, quant):
+        layouts = quant.FP8KVCacheLayout
+        self.pools = {576: Pool(quant, layouts.V32_FP8Sparse, 576), 512: Pool(quant, layouts.MODEL1_FP8Sparse, 512)}
+        self.model1 = layouts.MODEL1_FP8Sparse
+        self.memory = [None, None]
+
+    def draw(self, shape):
+        pool = self.pools[shape[-1]]
+        return Rows(pool, torch.randint(pool.count, (math.prod(shape[:-1]),), dtype=torch.int32), shape)
 
     def quantize(self, cache, layout):
-        two = self.quantize_some(cache[:2], layout)
-        size = len(cache) * two.stride(0)  # blocks are as far apart as in the whole
+        """Blocks of [656] per row and an unused row between them, or of [576] per row, then [8], a multiple of 576 bytes apart."""
+        blocks, size = cache.shape[:2]
+        width = cache.pool.quantized.size(1)
+        apart = -(-size * width // 576) * 576 if layout == self.model1 else (size + 1) * width
+        result = self.take(blocks * apart).view(blocks, apart)[:, :size * width]
+        pieces = (width - 8, 8) if layout == self.model1 else (width,)
+        for first, last in parts(blocks, size * width):
+            rows = cache.pool.quantized.index_select(0, cache.rows[first * size:last * size]).split(pieces, 1)
+            result[first:last] = torch.cat([piece.reshape(last - first, -1) for piece in rows], 1)
+        self.last = cache
+        return result.view(torch.float8_e4m3fn).view(blocks, size, 1, width)
+
+    def take(self, size):
         self.memory.reverse()
         if self.memory[0] is None or len(self.memory[0]) < size:
             self.memory[0] = None
-            self.memory[0] = two.new_empty(size)
-        result = self.memory[0][:size].view(len(cache), -1)[:, :two[0].numel()].view(len(cache), *two.shape[1:])
-        for first, last in parts(len(cache), cache[0].numel() * 2):
-            result[first:last] = self.quantize_some(cache[first:last], layout)
-        self.last = cache, result
-        return result
+            self.memory[0] = torch.empty(size, dtype=torch.uint8)
+        return self.memory[0][:size]
 
     def dequantize(self, rows, layout):
-        cache, quantized = self.last
-        assert rows is quantized
-        for first, last in parts(len(cache), cache[0].numel() * 2):
-            cache[first:last] = self.dequantize_some(rows[first:last], layout)
-        self.last = None
-        return cache
+        return self.last  # they widen what they just quantised
 
 
 def compare_in_parts(compare):
@@ -232,7 +266,7 @@ def work(name, arguments):
 
 
 def memory(name, arguments):
-    """About the GiB of a case's caches (of fp8 rows: as drawn, quantised and widened again), or of comparing its output."""
+    """About the GiB of a case's caches, or of comparing its output."""
     if name == "fmha":
         return 0
     p = arguments[0]
@@ -240,13 +274,12 @@ def memory(name, arguments):
         return 17 * p.s_q * p.h_q * p.d_v * 4 / 2 ** 30
     b = p.decode.b if name != "dense" else p.b
 
-    def one(length, varied):
+    def one(length, varied, width):
         longest = length * (1 + math.sqrt(2 * math.log(b)) / 2) if varied and b > 1 else length  # lengths are normal
-        return b * longest * p.h_kv * (p.d if name == "dense" else p.d_qk) * 2 / 2 ** 30
+        return b * longest * p.h_kv * width / 2 ** 30
     if name == "dense":
-        return one(p.s_k, p.is_varlen)
-    first, second = one(p.s_kv, p.decode.is_varlen), one(p.decode.extra_s_k or 0, p.decode.is_varlen)
-    return max(2.6 * first, 1.6 * first + 2.6 * second)
+        return one(p.s_k, p.is_varlen, 2 * p.d)
+    return one(p.s_kv, p.decode.is_varlen, 660) + one(p.decode.extra_s_k or 0, p.decode.is_varlen, 660)
 
 
 class Ended(BaseException):
@@ -270,7 +303,7 @@ class Suite:
         def run(*arguments):
             index = self.passed + self.failed + self.left_out
             amount = work(self.name, arguments)
-            if (index < self.options.first or index % self.options.every or amount <= self.options.above
+            if (index < self.options.first or index >= self.options.until or index % self.options.every or amount <= self.options.above
                     or amount > self.options.limit or memory(self.name, arguments) > self.options.memory):
                 self.left_out += 1
                 return self.verdict(True)
@@ -334,6 +367,7 @@ def main():
     parser.add_argument("--only", default=",".join(FILES))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--until", type=int, default=sys.maxsize)
     parser.add_argument("--above", type=float, default=-1)
     parser.add_argument("--limit", type=float, default=1e9)
     parser.add_argument("--memory", type=float, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30 - 3)
@@ -343,10 +377,10 @@ def main():
     sys.path.insert(0, folder)
     without_a_gpu()
     drawn_once()
-    widened_by_table()
     import kernelkit, quant, ref  # theirs, for the sparse ones
     kernelkit.check_is_allclose = compare_in_parts(kernelkit.check_is_allclose)
-    caches = CachesInParts(quant.quantize_k_cache, quant.dequantize_k_cache)
+    caches = Caches(quant)
+    kernelkit.gen_non_contiguous_randn_tensor = caches.draw  # of sparse decoding alone
     quant.quantize_k_cache, quant.dequantize_k_cache = caches.quantize, caches.dequantize
     ref.ref_sparse_attn_decode = decode_in_parts(ref.ref_sparse_attn_decode)
     ref.ref_sparse_attn_fwd = prefill_in_parts(ref.ref_sparse_attn_fwd)
