@@ -172,6 +172,12 @@ Floats exchanged(Floats array, int one, int other) {
   return array;
 }
 
+Floats part(Floats array, std::int64_t first, std::int64_t count) {
+  array.data = array.at(first);
+  array.shape[0] = count;
+  return array;
+}
+
 Buffer<std::int32_t> integers(const char* name, const Input& array, int dims) {
   if (!is(array, Code::Int, 32)) throw nb::type_error((std::string(name) + ": expected int32").c_str());
   Strided s;

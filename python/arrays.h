@@ -65,6 +65,8 @@ const float* contiguous(const Floats& array, Buffer<float>& memory);
 void write(const float* values, const Floats& array);
 /// The same memory with two dimensions exchanged.
 Floats exchanged(Floats array, int one, int other);
+/// Entries [first, first + count) of the first dimension.
+Floats part(Floats array, std::int64_t first, std::int64_t count);
 
 /// A contiguous copy of an int32 tensor.
 Buffer<std::int32_t> integers(const char* name, const Input& array, int dims);

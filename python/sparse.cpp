@@ -1,4 +1,5 @@
 // Sparse attention (FlashMLA's flash_mla_sparse_fwd, and flash_mla_with_kvcache over fp8 rows).
+#include <algorithm>
 #include <vector>
 
 #include "mla/attention/selected.h"
@@ -86,36 +87,44 @@ const float* sinks_of(const std::optional<Input>& array, std::int64_t heads, Buf
   return contiguous(sinks, memory);
 }
 
-/// One call: queries [tokens][heads][d], results in memory that is kept from call to call.
-struct Work {
-  AttentionShape shape;
-  const float* queries;
-  std::int64_t tokens;
-  float *out, *lse, *largest;
+/// Bytes of f32 queries and results that a thread keeps from call to call: long calls go through them in
+/// parts.
+constexpr std::int64_t part_bytes = std::int64_t{64} << 20;
 
-  Work(const AttentionShape& shape_, const Floats& q, std::int64_t tokens_, bool wants_largest)
-      : shape(shape_), tokens(tokens_) {
-    thread_local Buffer<float> queries_memory, out_memory, lse_memory, largest_memory;
-    queries = contiguous(q, queries_memory);
-    out = out_memory.resize(tokens * shape.h_q * shape.d_v);
-    lse = lse_memory.resize(tokens * shape.h_q);
-    largest = wants_largest ? largest_memory.resize(tokens * shape.h_q) : nullptr;
-  }
+/// What a call writes: [n][tokens or not][heads]..., as its queries.
+struct Results {
+  Floats out, lse;
+  std::optional<Floats> largest;
+};
 
-  template <class Select>
-  void run(const Select& select, const float* sinks) const {
+/// Attention of q [n][tokens or not][heads][d]; select(query) gives the rows of query i of all n * tokens.
+template <class Select>
+void attend_in_parts(const AttentionShape& shape, const Floats& q, const Results& to, const float* sinks,
+                     const Select& select) {
+  const std::int64_t tokens = q.dims == 4 ? q.shape[1] : 1;
+  const std::int64_t each = tokens * shape.h_q * (shape.d_qk + shape.d_v) * size_of(DType::f32);
+  const std::int64_t at_once = std::max(part_bytes / std::max(each, std::int64_t{1}), std::int64_t{1});
+  thread_local Buffer<float> queries_memory, out_memory, lse_memory, largest_memory;
+  for (std::int64_t first = 0; first < q.shape[0]; first += at_once) {
+    const std::int64_t n = std::min(at_once, q.shape[0] - first), places = n * tokens * shape.h_q;
+    const float* const queries = contiguous(part(q, first, n), queries_memory);
+    float* const out = out_memory.resize(places * shape.d_v);
+    float* const lse = lse_memory.resize(places);
+    float* const largest = to.largest ? largest_memory.resize(places) : nullptr;
     std::vector<SelectedQuery> list;
-    list.reserve(static_cast<std::size_t>(tokens));
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      const auto [rows, more_rows] = select(t);
-      list.push_back({queries + t * shape.h_q * shape.d_qk, shape.d_qk, rows, more_rows,
-                      out + t * shape.h_q * shape.d_v, lse + t * shape.h_q,
-                      largest ? largest + t * shape.h_q : nullptr});
+    for (std::int64_t t = 0; t < n * tokens; ++t) {
+      const auto [rows, more_rows] = select(first * tokens + t);
+      const std::int64_t place = t * shape.h_q;
+      list.push_back({queries + place * shape.d_qk, shape.d_qk, rows, more_rows, out + place * shape.d_v,
+                      lse + place, largest ? largest + place : nullptr});
     }
     attend_selected(shape, list);
-    if (sinks) apply_sinks(sinks, lse, tokens, shape.h_q, shape.d_v, out);
+    if (sinks) apply_sinks(sinks, lse, n * tokens, shape.h_q, shape.d_v, out);
+    write(out, part(to.out, first, n));
+    write(lse, part(to.lse, first, n));
+    if (to.largest) write(largest, part(*to.largest, first, n));
   }
-};
+}
 
 void check_heads(std::int64_t heads, std::int64_t d, std::int64_t width, std::int64_t d_v, const char* cache,
                  float scale) {
@@ -147,10 +156,8 @@ void sparse_decode(const Input& q_array, const Input& cache_array, const Input& 
   const float* const sinks = sinks_of(attn_sink, heads, sinks_memory);
 
   nb::gil_scoped_release released;
-  const Work work({heads, 1, table.width, out.shape[3], scale, false}, q, batch * tokens, false);
-  work.run([&](std::int64_t t) { return std::pair(first.of(t), second.of(t)); }, sinks);
-  write(work.out, out);
-  write(work.lse, exchanged(lse, 1, 2));
+  attend_in_parts({heads, 1, table.width, out.shape[3], scale, false}, q, {out, exchanged(lse, 1, 2), {}},
+                  sinks, [&](std::int64_t i) { return std::pair(first.of(i), second.of(i)); });
 }
 
 void sparse_prefill(const Input& q_array, const Input& kv_array, const Input& indices,
@@ -168,11 +175,8 @@ void sparse_prefill(const Input& q_array, const Input& kv_array, const Input& in
   const float* const sinks = sinks_of(attn_sink, heads, sinks_memory);
 
   nb::gil_scoped_release released;
-  const Work work({heads, 1, table.width, out.shape[2], scale, false}, q, tokens, true);
-  work.run([&](std::int64_t t) { return std::pair(first.of(t), Selection{}); }, sinks);
-  write(work.out, out);
-  write(work.largest, max_logits);
-  write(work.lse, lse);
+  attend_in_parts({heads, 1, table.width, out.shape[2], scale, false}, q, {out, lse, max_logits}, sinks,
+                  [&](std::int64_t i) { return std::pair(first.of(i), Selection{}); });
 }
 
 }  // namespace

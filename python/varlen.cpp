@@ -6,6 +6,9 @@
 
 #include "mla/attention/attention.h"
 #include "mla/attention/backward.h"
+#include "mla/attention/forward.h"
+#include "mla/cache/row_layout.h"
+#include "mla/core/cpu.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
 #include "python/arrays.h"
@@ -50,16 +53,19 @@ struct Call {
     require(scale > 0, "softmax_scale: found {}, expected a positive number", scale);
   }
 
+  std::int64_t row_values() const { return shape.d_qk + shape.d_v; }
+  /// Of interleave()'s rows.
+  RowShape row_shape() const { return {row_values(), k.shape[0] * row_values(), shape.d_qk}; }
   std::int64_t sequences() const { return q_offsets.size() - 1; }
   std::int64_t tokens(std::int64_t s) const { return q_offsets[s + 1] - q_offsets[s]; }
   std::int64_t length(std::int64_t s) const { return kv_offsets[s + 1] - kv_offsets[s]; }
 };
 
-/// Rows [k | v] of each kv head, as kernels take them, of bf16 if both are that, else of f32.
+/// Rows [k | v] of `type`, as kernels take them: all of a kv head, then those of the next.
 const std::byte* interleave(const Call& c, DType type, Buffer<std::byte>& memory) {
-  const std::int64_t element = size_of(type), head = (c.shape.d_qk + c.shape.d_v) * element;
-  const std::int64_t width = c.shape.h_kv * head;
-  std::byte* rows = memory.resize(c.k.shape[0] * width);
+  const std::int64_t element = size_of(type), row_bytes = c.row_values() * element;
+  const std::int64_t head_bytes = c.k.shape[0] * row_bytes;
+  std::byte* rows = memory.resize(c.shape.h_kv * head_bytes);
   Buffer<float> keys_memory, values_memory;
   const bool copies = type == DType::bf16 && c.k.strides[2] == 2 && c.v.strides[2] == 2;
   const float* keys = copies ? nullptr : contiguous(c.k, keys_memory);
@@ -72,9 +78,9 @@ const std::byte* interleave(const Call& c, DType type, Buffer<std::byte>& memory
     if (type == DType::f32) return void(std::memcpy(to, value, static_cast<std::size_t>(4 * d)));
     leaf.f32_to_bf16(value, reinterpret_cast<bf16*>(to), d);
   };
-  parallel_for(c.k.shape[0], width, [&](std::int64_t r) {
+  parallel_for(c.k.shape[0], c.shape.h_kv * row_bytes, [&](std::int64_t r) {
     for (std::int64_t h = 0; h < c.shape.h_kv; ++h) {
-      std::byte* to = rows + r * width + h * head;
+      std::byte* to = rows + h * head_bytes + r * row_bytes;
       place(c.k, keys, c.shape.d_qk, r, h, to);
       place(c.v, values, c.shape.d_v, r, h, to + c.shape.d_qk * element);
     }
@@ -82,43 +88,76 @@ const std::byte* interleave(const Call& c, DType type, Buffer<std::byte>& memory
   return rows;
 }
 
+/// Tokens of a sequence from which on they are worth the kernels that share work between tokens.
+constexpr std::int64_t many_tokens = 8;
+
+/// A call's attention: sequences of many tokens over f32 go to the kernels of training.
+class Forward {
+ public:
+  Forward(const Call& call, DType type, const float* queries, const std::byte* rows, float* out, float* lse)
+      : call_(call), type_(type), queries_(queries), rows_(rows), out_(out), lse_(lse) {}
+
+  void run() const {
+    const AttentionShape& s = call_.shape;
+    const std::int64_t row_bytes = call_.row_values() * size_of(type_);
+    std::vector<const std::byte*> pages(static_cast<std::size_t>(call_.sequences()));
+    std::vector<AttentionSequence> few;
+    std::vector<AttentionForward> many;
+    for (std::int64_t i = 0; i < call_.sequences(); ++i) {
+      const std::int64_t first = call_.q_offsets[i], tokens = call_.tokens(i), length = call_.length(i);
+      const QueryView queries{queries_ + first * s.h_q * s.d_qk, tokens, s.h_q * s.d_qk, s.d_qk};
+      float *out = out_ + first * s.h_q * s.d_v, *lse = lse_ + first * s.h_q;
+      pages[i] = rows_ + call_.kv_offsets[i] * row_bytes;
+      if (type_ == DType::f32 && tokens >= many_tokens)
+        many.push_back({queries, reinterpret_cast<const float*>(pages[i]), length, out, lse});
+      else
+        few.push_back({queries, view(pages[i], length), out, lse, nullptr, tokens >= many_tokens});
+    }
+    attend(s, few);
+    attend_forward(s, call_.row_shape(), many);
+  }
+
+ private:
+  KvView view(const std::byte* const& page, std::int64_t length) const {
+    const AttentionShape& s = call_.shape;
+    KvView kv = dense_view(RowLayout::heads(1, s.d_qk, s.d_v, type_), page, length);
+    kv.head_bytes = call_.k.shape[0] * kv.row_bytes;
+    return kv;
+  }
+
+  const Call& call_;
+  DType type_;
+  const float* queries_;
+  const std::byte* rows_;
+  float *out_, *lse_;
+};
+
 void varlen_forward(const Input& q, const Input& k, const Input& v, const Input& cu_seqlens_qo,
                     const Input& cu_seqlens_kv, const Output& out_array, const Output& lse_array, float scale,
                     bool causal) {
   const Call c(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, causal);
   const Floats out = floats("out", out_array, 3), lse = floats("lse", lse_array, 2);
-  const DType type = c.k.type == DType::bf16 && c.v.type == DType::bf16 ? DType::bf16 : DType::f32;
+  const bool is_bf16 = c.k.type == DType::bf16 && c.v.type == DType::bf16;
+  const DType type = is_bf16 && selected_isa() == Isa::avx512_bf16 ? DType::bf16 : DType::f32;
 
   nb::gil_scoped_release released;
   Buffer<float> queries_memory;
   const float* queries = contiguous(c.q, queries_memory);
   Buffer<std::byte> rows_memory;
   const std::byte* rows = interleave(c, type, rows_memory);
-  const AttentionShape& s = c.shape;
-  Buffer<float> results(c.q.shape[0] * s.h_q * s.d_v), sums(c.q.shape[0] * s.h_q);
-  const RowLayout layout = RowLayout::heads(s.h_kv, s.d_qk, s.d_v, type);
-  std::vector<const std::byte*> pages(static_cast<std::size_t>(c.sequences()));
-  std::vector<AttentionSequence> sequences;
-  for (std::int64_t i = 0; i < c.sequences(); ++i) {
-    const std::int64_t first = c.q_offsets[i];
-    pages[i] = rows + c.kv_offsets[i] * layout.bytes();
-    sequences.push_back({{queries + first * s.h_q * s.d_qk, c.tokens(i), s.h_q * s.d_qk, s.d_qk},
-                         dense_view(layout, pages[i], c.length(i)),
-                         results.data() + first * s.h_q * s.d_v,
-                         sums.data() + first * s.h_q});
-  }
-  attend(s, sequences);
+  const std::int64_t places = c.q.shape[0] * c.shape.h_q;
+  Buffer<float> results(places * c.shape.d_v), sums(places);
+  Forward(c, type, queries, rows, results.data(), sums.data()).run();
   write(results.data(), out);
   write(sums.data(), lse);
 }
 
-/// Takes keys' or values' gradients [rows][kv heads][d] out of rows of [k | v].
-void take(const float* rows, std::int64_t offset, std::int64_t row_width, std::int64_t head_width,
-          const Floats& out) {
+/// Takes keys' or values' gradients [rows][kv heads][d] out of rows as interleave() lays them.
+void take(const float* rows, const RowShape& shape, std::int64_t offset, const Floats& out) {
   Buffer<float> dense(out.shape[0] * out.shape[1] * out.shape[2]);
-  parallel_for(out.shape[0], row_width, [&](std::int64_t r) {
+  parallel_for(out.shape[0], out.shape[1] * out.shape[2], [&](std::int64_t r) {
     for (std::int64_t h = 0; h < out.shape[1]; ++h)
-      std::copy_n(rows + r * row_width + h * head_width + offset, out.shape[2],
+      std::copy_n(rows + r * shape.row_stride + h * shape.head_stride + offset, out.shape[2],
                   dense.data() + (r * out.shape[1] + h) * out.shape[2]);
   });
   write(dense.data(), out);
@@ -142,24 +181,24 @@ void varlen_backward(const Input& d_out_array, const Input& q, const Input& k, c
   Buffer<std::byte> rows_memory;
   const auto* rows = reinterpret_cast<const float*>(interleave(c, DType::f32, rows_memory));
   const AttentionShape& s = c.shape;
-  const std::int64_t head = s.d_qk + s.d_v, width = s.h_kv * head;
-  Buffer<float> d_queries(c.q.shape[0] * s.h_q * s.d_qk), d_rows(c.k.shape[0] * width);
+  const RowShape row = c.row_shape();
+  Buffer<float> d_queries(c.q.shape[0] * s.h_q * s.d_qk), d_rows(s.h_kv * row.head_stride);
   std::vector<AttentionGradient> sequences;
   for (std::int64_t i = 0; i < c.sequences(); ++i) {
-    const std::int64_t first = c.q_offsets[i], row = c.kv_offsets[i];
+    const std::int64_t first = c.q_offsets[i], first_row = c.kv_offsets[i] * row.row_stride;
     sequences.push_back({{queries + first * s.h_q * s.d_qk, c.tokens(i), s.h_q * s.d_qk, s.d_qk},
-                         rows + row * width,
+                         rows + first_row,
                          c.length(i),
                          outs + first * s.h_q * s.d_v,
                          sums + first * s.h_q,
                          d_outs + first * s.h_q * s.d_v,
                          d_queries.data() + first * s.h_q * s.d_qk,
-                         d_rows.data() + row * width});
+                         d_rows.data() + first_row});
   }
-  attend_backward(s, {width, head, s.d_qk}, sequences);
+  attend_backward(s, row, sequences);
   write(d_queries.data(), dq);
-  take(d_rows.data(), 0, width, head, dk);
-  take(d_rows.data(), s.d_qk, width, head, dv);
+  take(d_rows.data(), row, 0, dk);
+  take(d_rows.data(), row, s.d_qk, dv);
 }
 
 }  // namespace

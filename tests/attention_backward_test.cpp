@@ -275,7 +275,12 @@ TEST(AttentionBackwardTest, RejectsShapesThatAreNone) {
   EXPECT_NE(error({4, 2, 8, 4, 1, true}, {24, 12, 7}).find("values 7 floats behind"), std::string::npos);
   EXPECT_NE(error({4, 2, 4, 8, 1, true}, {24, 12, 0}).find("d_v 8"), std::string::npos);
   EXPECT_NE(error({4, 2, 8, 4, 1, true}, {24, 11, 8}).find("11 floats apart"), std::string::npos);
-  EXPECT_NE(error({4, 2, 8, 4, 1, true}, {23, 12, 8}).find("rows 23 floats apart"), std::string::npos);
+  EXPECT_NE(
+      error({4, 2, 8, 4, 1, true}, {23, 12, 8}, 0, 2)
+          .find("found 2 rows 23 floats apart of 2 kv heads 12 floats apart, expected room for heads of 12"),
+      std::string::npos);
+  EXPECT_EQ(error({4, 2, 8, 4, 1, true}, {12, 24, 8}, 0, 2), "") << "heads in rows of their own";
+  EXPECT_NE(error({4, 2, 8, 4, 1, true}, {12, 35, 8}, 0, 3).find("heads 35 floats apart"), std::string::npos);
   EXPECT_NE(error({4, 2, 8, 4, 1, true}, rows, -1).find("found -1 tokens"), std::string::npos);
   EXPECT_NE(error({4, 2, 8, 4, 1, true}, rows, 0, -2).find("over -2 rows"), std::string::npos);
 }

@@ -73,8 +73,9 @@ TEST(AttentionForwardTest, MatchesItsDefinition) {
       const auto [h_q, h_kv] = random.pick(heads);
       const std::int64_t cached = random.pick<std::int64_t>({0, 0, 1, 31, 96, 100});
       const bool latent = d_v <= d_qk && random.below(2) > 0;
+      const bool causal = random.below(3) > 0, own_rows = random.below(3) == 0;
       check_all_isas(
-          Problem({{h_q, h_kv, d_qk, d_v, 1, random.below(3) > 0}, tokens, tokens + cached, latent}, random));
+          Problem({{h_q, h_kv, d_qk, d_v, 1, causal}, tokens, tokens + cached, latent, own_rows}, random));
     }
   }
 }

@@ -50,9 +50,10 @@ void expect_near(const test::AttentionAnswer& expected, const Result& found, con
 
 std::string describe(const Problem& p, std::int64_t page_rows, Isa isa) {
   const AttentionShape& s = p.shape;
-  return fmt::format("h_q {} h_kv {} d_qk {} d_v {} causal {} tokens {} rows {} page {} {} latent {} {}",
-                     s.h_q, s.h_kv, s.d_qk, s.d_v, s.causal, p.tokens, p.rows.length, page_rows,
-                     name_of(p.layout.type()), p.layout.value_offset() == 0, name_of(isa));
+  return fmt::format(
+      "h_q {} h_kv {} d_qk {} d_v {} causal {} tokens {} rows {} page {} {} latent {} many {} {}", s.h_q,
+      s.h_kv, s.d_qk, s.d_v, s.causal, p.tokens, p.rows.length, page_rows, name_of(p.layout.type()),
+      p.layout.value_offset() == 0, p.many_tokens, name_of(isa));
 }
 
 /// Products of bf16 pairs round queries to bf16, which the oracle does too, and each weight of the softmax,
@@ -120,6 +121,25 @@ TEST(AttentionTest, MatchesAtEveryHeadCount) {
 
 /// Integer scores up to 1000, rising, falling and mixed: the running maximum must move, and no exp may
 /// overflow.
+TEST(AttentionTest, ManyTokensMatchTheDefinition) {
+  const std::vector<std::pair<std::int64_t, std::int64_t>> widths{{1, 1}, {24, 12}, {64, 64}, {192, 128}};
+  const std::vector<std::pair<std::int64_t, std::int64_t>> heads{{1, 1}, {3, 3}, {6, 2}, {7, 1}, {40, 8}};
+  Random random(10);
+  for (const auto& [d_qk, d_v] : widths) {
+    for (const std::int64_t tokens : {0, 1, 7, 8, 9, 33, 129, 260}) {
+      const auto [h_q, h_kv] =
+          tokens > 100 ? std::pair<std::int64_t, std::int64_t>{3, 3} : random.pick(heads);
+      const std::int64_t length = tokens + random.pick<std::int64_t>({-3, 0, 1, 40, 300});
+      if (length < 0) continue;
+      const AttentionShape shape{h_q, h_kv, d_qk, d_v, 1.0f, random.below(3) > 0};
+      const DType type = random.below(2) > 0 ? DType::bf16 : DType::f32;
+      Problem p(shape, tokens, length, type, h_kv == 1 && random.below(2) > 0, random);
+      p.many_tokens = true;
+      check_all_isas(p, random.pick<std::int64_t>({1, 3, 64, 1000}));
+    }
+  }
+}
+
 TEST(AttentionTest, LargeScoresStayExact) {
   for (const int order : {0, 1, 2}) {
     Random random(3);
@@ -187,6 +207,12 @@ class AttentionBitsTest : public testing::Test {
     // kinds.
     for (const std::int64_t heads : {5, 6, 7, 11})
       all.emplace_back(AttentionShape{heads, 1, 24, 8, 1.0f, true}, 6, 8195, DType::bf16, true, random);
+    for (const auto& [h_q, h_kv] : {std::pair<std::int64_t, std::int64_t>{1, 1}, {6, 2}, {5, 1}}) {
+      for (const DType type : {DType::bf16, DType::f32}) {
+        all.emplace_back(AttentionShape{h_q, h_kv, 24, 8, 1.0f, true}, 13, 700, type, false, random);
+        all.back().many_tokens = true;
+      }
+    }
     return all;
   }
 
@@ -266,7 +292,7 @@ TEST_F(AttentionBitsTest, SameInACallOfManySequencesAsAlone) {
 TEST_F(AttentionBitsTest, SameInPartsAsWhole) {
   constexpr std::int64_t part_rows = OnlineAttention::part_rows;
   for (const Problem& p : problems()) {
-    if (p.rows.length > 3 * part_rows) continue;
+    if (p.rows.length > 3 * part_rows || p.many_tokens) continue;
     const Pages whole(p.layout, p.rows, 64);
     const Result expected = p.run(whole.view());
     Result found = p.empty(p.tokens);

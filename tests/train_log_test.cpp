@@ -170,6 +170,7 @@ TEST(PresetsTest, SmallIsTheEmbeddedModel) {
 TEST(PresetsTest, AreModelsOfTheirSize) {
   const ModelConfig tiny = parse_config(preset_config("tiny"), "tiny");
   const ModelConfig small = parse_config(preset_config("small"), "small");
+  EXPECT_EQ(tiny.vocab_size, 1024);
   EXPECT_NEAR(static_cast<double>(parameters(tiny)), 1.0e6, 0.1e6);
   EXPECT_NEAR(static_cast<double>(parameters(small)), 6.0e6, 0.1e6);
   for (const ModelConfig& config : {tiny, small}) {
@@ -189,7 +190,8 @@ TEST(PresetsTest, Errors) {
               preset_config("tiny", {100, 0, 100});
             }),
             "eos_token_id: found 100, expected -1 (none) or an id below 100");
-  EXPECT_NE(error_of([] { preset_config("tiny", {-1}); }), "");
+  EXPECT_EQ(error_of([] { preset_config("tiny", {-1}); }),
+            "vocabulary: found -1 tokens, expected 1 to 2^31 - 1");
   for (const std::string_view name : preset_names()) EXPECT_NE(preset_config(name, {10}), "");
 }
 

@@ -4,7 +4,8 @@
     python bench/python/flash_mla.py [--mla build/mla] [--rounds 5] [--json]     torch and the package mla are needed
 
 Overhead: a whole call over one cached row of one head, from torch and from numpy. Rates: 2 FLOPs for each multiply-add of scores
-and values, as FlashMLA's tests count them; medians.
+and values (of all five products for a gradient), as FlashMLA's tests count them; medians. Attention of whole sequences is measured
+beside torch's scaled_dot_product_attention of the same tensors.
 """
 import argparse
 import json
@@ -66,6 +67,21 @@ def sparse_decode(heads, rows, topk, tokens):
             2 * tokens * heads * topk * (WIDTH + VALUES))
 
 
+def varlen(heads, tokens, causal):
+    """Calls of flash_attn_varlen_func and of its gradient, those of torch's attention, and the FLOPs of each."""
+    d, d_v = 192, 128
+    tensors = [randn(tokens, heads, width).requires_grad_() for width in (d, d, d_v)]
+    theirs = [x.detach().transpose(0, 1)[None].contiguous().requires_grad_() for x in tensors]
+    ends = torch.tensor([0, tokens], dtype=torch.int32)
+    ours_of = lambda: flash_mla.flash_attn_varlen_func(*tensors, ends, ends, tokens, tokens, causal=causal)[0]
+    theirs_of = lambda: torch.nn.functional.scaled_dot_product_attention(*theirs, is_causal=causal)
+    out, their_out, d_out = ours_of(), theirs_of(), randn(tokens, heads, d_v)
+    seen = heads * tokens * (tokens + 1) // 2 if causal else heads * tokens * tokens
+    return {"forward": (torch.no_grad()(ours_of), torch.no_grad()(theirs_of), 2 * seen * (d + d_v)),
+            "backward": (lambda: out.backward(d_out, retain_graph=True),
+                         lambda: their_out.backward(d_out.transpose(0, 1)[None], retain_graph=True), 2 * seen * (3 * d + 2 * d_v))}
+
+
 def ceiling(program):
     """GFLOP/s of bf16 products, or of f32 where the CPU has none, on all threads."""
     said = subprocess.run([program, "bench", "peak", "--json"], stdout=subprocess.PIPE, check=True).stdout
@@ -95,11 +111,18 @@ def main():
         peak = ceiling(options.mla)
         gflops = operations / seconds(call, options.rounds) / 1e9
         entries.append({"name": name, "gflops": gflops, "ceiling": peak, "share": gflops / peak})
+    for causal in (False, True):
+        for part, (ours, theirs, operations) in varlen(16, 2048, causal).items():
+            peak = ceiling(options.mla)
+            gflops, torchs = (operations / seconds(call, options.rounds) / 1e9 for call in (ours, theirs))
+            entries.append({"name": f"sequence of 2048, 16 heads, {'causal, ' * causal}{part}", "gflops": gflops, "ceiling": peak,
+                            "share": gflops / peak, "torch": torchs})
     if options.json:
         return print(json.dumps(entries, indent=2))
     for e in entries:
         print(f"{e['name']:<46}" + (f"{e['microseconds']:>8.1f} us" if "microseconds" in e else
-                                    f"{e['gflops']:>8.0f} of {e['ceiling']:.0f} GFLOP/s bf16, {100 * e['share']:.0f}%"))
+                                    f"{e['gflops']:>8.0f} of {e['ceiling']:.0f} GFLOP/s, {100 * e['share']:.0f}%" +
+                                    (f"; torch {e['torch']:.0f}" if "torch" in e else "")))
 
 
 main()

@@ -32,9 +32,9 @@ std::int64_t item_queries_of(const AttentionShape& shape, std::int64_t tokens) {
 
 /// Rows of one call of a kernel. Few queries of several kv heads take turns over blocks of rows, so that
 /// these are read once; since their number must not change a result, any number keeps to those blocks.
-std::int64_t block_rows_of(const AttentionShape& shape, const KvView& kv) {
+std::int64_t block_rows_of(const AttentionShape& shape, const KvView& kv, bool many_tokens) {
   constexpr std::int64_t block_bytes = 288 << 10;
-  if (shape.h_kv == 1) return AttendRows::max_count;
+  if (shape.h_kv == 1 || many_tokens) return AttendRows::max_count;
   // What is read of a row, not how far apart rows lie: that must not change a result either.
   const std::int64_t values = shape.d_qk + (kv.value_offset == kv.key_offset ? 0 : shape.d_v);
   const std::int64_t bytes = std::max(shape.h_kv * values * size_of(kv.type), std::int64_t{1});
@@ -76,15 +76,16 @@ void add_work(const AttentionShape& shape, const AttentionSequence& s, std::int6
   const std::int64_t behind = s.queries.tokens - first - count;
   KvView kv = s.kv;
   if (shape.causal) kv.length = std::max(std::int64_t{0}, kv.length - behind);
-  works.push_back({{shape,
-                    queries,
-                    kv.length,
-                    s.out + first * shape.h_q * shape.d_v,
-                    {split_rows, block_rows_of(shape, kv), item_queries_of(shape, count)}},
-                   kv,
-                   0,
-                   true,
-                   s.lse ? s.lse + first * shape.h_q : nullptr});
+  works.push_back(
+      {{shape,
+        queries,
+        kv.length,
+        s.out + first * shape.h_q * shape.d_v,
+        {split_rows, block_rows_of(shape, kv, s.many_tokens), item_queries_of(shape, count), s.many_tokens}},
+       kv,
+       0,
+       true,
+       s.lse ? s.lse + first * shape.h_q : nullptr});
   SequenceAttention& sequence = works.back().sequence;
   sequence.use(kernel_of(shape, kv, leaf));
   require(!s.largest || kv.type != DType::i8, "attention over rows of int8: the largest score is not known");

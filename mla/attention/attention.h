@@ -19,6 +19,10 @@ struct AttentionSequence {
   float* lse;  ///< [tokens][h_q] natural log of the sum of exp(scaled scores), or null
   /// [tokens][h_q] the largest scaled score, -inf where there is none; or null. Not over rows of int8.
   float* largest = nullptr;
+  /// The kernels sum up to eight query rows at a time. By default they are of one token, so that a few tokens
+  /// of few heads have the bits of a token by itself; with this, of any tokens that share a kv head, which is
+  /// several times as fast for many tokens of few heads, and slower for a token by itself.
+  bool many_tokens = false;
 };
 
 /// softmax(scale * q k^T) v of each sequence, with the online softmax (Milakov & Gimelshein 2018), so that no

@@ -242,9 +242,9 @@ class Units {
 
 void attend_backward(const AttentionShape& shape, const RowShape& rows,
                      std::span<const AttentionGradient> sequences, const LeafKernels& leaf) {
-  check_rows("attention backward", shape, rows);
+  check_shape("attention backward", shape, rows);
   for (const AttentionGradient& s : sequences)
-    check_lengths("attention backward", s.queries.tokens, s.length);
+    check_sequence("attention backward", shape, rows, s.queries.tokens, s.length);
   Units(shape, rows, sequences).run(leaf);
 }
 

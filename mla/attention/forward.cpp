@@ -110,10 +110,10 @@ class HeadForward {
 
 void attend_forward(const AttentionShape& shape, const RowShape& rows,
                     std::span<const AttentionForward> sequences, const LeafKernels& leaf) {
-  check_rows("attention forward", shape, rows);
+  check_shape("attention forward", shape, rows);
   double work = 0;
   for (const AttentionForward& s : sequences) {
-    check_lengths("attention forward", s.queries.tokens, s.length);
+    check_sequence("attention forward", shape, rows, s.queries.tokens, s.length);
     work += static_cast<double>(s.queries.tokens) * static_cast<double>(s.length * (shape.d_qk + shape.d_v));
   }
   const std::int64_t count = std::ssize(sequences);

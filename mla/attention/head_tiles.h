@@ -8,8 +8,8 @@
 
 namespace mla {
 
-/// Where keys and values lie in a row of f32: [k | v] per kv head, or one latent whose first d_v values are
-/// the value. Counted in floats.
+/// Where keys and values lie in rows of f32: [k | v] per kv head, or one latent whose first d_v values are
+/// the value. Counted in floats. The kv heads of a row lie beside each other, or each in rows of its own.
 struct RowShape {
   std::int64_t row_stride = 0;
   std::int64_t head_stride = 0;   ///< from one kv head to the next
@@ -64,7 +64,8 @@ struct HeadTiles {
 };
 
 /// Throw Error, which begins with `where`, for a shape, rows or lengths that are not some.
-void check_rows(const char* where, const AttentionShape& shape, const RowShape& rows);
-void check_lengths(const char* where, std::int64_t tokens, std::int64_t length);
+void check_shape(const char* where, const AttentionShape& shape, const RowShape& rows);
+void check_sequence(const char* where, const AttentionShape& shape, const RowShape& rows, std::int64_t tokens,
+                    std::int64_t length);
 
 }  // namespace mla

@@ -46,7 +46,7 @@ SequenceAttention::SequenceAttention(const AttentionShape& shape, QueryView quer
     : shape_(shape), queries_(queries), kv_length_(kv_length), cut_(cut), acc_(out) {
   check(shape);
   group_ = shape.h_q / shape.h_kv;
-  kinds_ = kinds_of(group_);
+  kinds_ = cut.many_tokens ? QueryKinds{group_, 0, 0, 0} : kinds_of(group_);
   blocks_ = (queries.tokens * group_ + cut.item_queries - 1) / cut.item_queries;
   items_ = blocks_ * shape.h_kv;
 }

@@ -27,6 +27,7 @@ class SequenceAttention {
     std::int64_t split_rows;  ///< a multiple of AttendRows::max_count
     std::int64_t block_rows;  ///< of one call of the kernel, at most AttendRows::max_count, a multiple of 16
     std::int64_t item_queries;  ///< a multiple of 8, at most AttendQueries::max_count
+    bool many_tokens = false;   ///< AttentionSequence::many_tokens
   };
   SequenceAttention(const AttentionShape& shape, QueryView queries, std::int64_t kv_length, float* out,
                     const Cut& cut);

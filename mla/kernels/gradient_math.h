@@ -146,9 +146,14 @@ float forward_softmax(float* scores, SeenKeys keys, float scale, float& max, flo
   F sums = Lanes::zero();
   for (j = 0; j < keys.seen; j += W) {
     const F weight = Lanes::exp(Lanes::fma(Lanes::load(scores + j), s, minus_top));
-    if (j + W > keys.seen) Lanes::store(scores + j, Lanes::zero());
-    Lanes::store_part(scores + j, weight, least(W, keys.seen - j));
-    sums = Lanes::add(sums, Lanes::load(scores + j));
+    if (j + W <= keys.seen) {
+      Lanes::store(scores + j, weight);
+      sums = Lanes::add(sums, weight);
+    } else {
+      Lanes::store(scores + j, Lanes::zero());
+      Lanes::store_part(scores + j, weight, keys.seen - j);
+      sums = Lanes::add(sums, Lanes::load(scores + j));
+    }
   }
   clear(scores, j, keys.padded);
   Lanes::store(lanes, Lanes::exp(Lanes::set(max - top)));

@@ -93,7 +93,8 @@ struct Problem {
   }
   Result run(const QueryView& q, const KvView& view, const LeafKernels& leaf = leaf_kernels()) const {
     Result r = empty(q.tokens);
-    attend(shape, q, view, r.out.data(), r.lse.data(), leaf);
+    const AttentionSequence one{q, view, r.out.data(), r.lse.data(), nullptr, many_tokens};
+    attend(shape, {&one, 1}, leaf);
     return r;
   }
   Result empty(std::int64_t count) const {
@@ -107,6 +108,7 @@ struct Problem {
   std::int64_t head_stride, token_stride;
   std::vector<float> queries;
   PlainRows rows;
+  bool many_tokens = false;  ///< AttentionSequence::many_tokens
 };
 
 }  // namespace mla::test

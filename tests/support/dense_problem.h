@@ -14,6 +14,7 @@ struct Sizes {
   AttentionShape shape;
   std::int64_t tokens, length;
   bool latent;
+  bool own_rows = false;  ///< a kv head's rows lie together, not a row's heads
 };
 
 /// Random queries, rows and d_out of one shape, and what forward left behind. Queries lie strided, with NaN
@@ -31,9 +32,10 @@ struct DenseProblem {
     rows.length = sizes.length;
     rows.value_offset = latent ? 0 : shape.d_qk + 1;
     rows.head_width = (latent ? shape.d_qk : rows.value_offset + shape.d_v) + 2;
-    rows.width = shape.h_kv * rows.head_width + 3;
-    rows.data.assign(static_cast<std::size_t>(rows.length * rows.width),
-                     std::numeric_limits<float>::quiet_NaN());
+    rows.width = (sizes.own_rows ? 1 : shape.h_kv) * rows.head_width + 3;
+    if (sizes.own_rows) rows.head_width = rows.length * rows.width + 1;
+    const std::int64_t values = sizes.own_rows ? shape.h_kv * rows.head_width : rows.length * rows.width;
+    rows.data.assign(static_cast<std::size_t>(values), std::numeric_limits<float>::quiet_NaN());
     for (std::int64_t r = 0; r < rows.length; ++r) {
       for (std::int64_t h = 0; h < shape.h_kv; ++h) {
         const std::int64_t key = r * rows.width + h * rows.head_width;
