@@ -130,3 +130,23 @@ def test_prefill_equals_its_definition(kind, case):
         close(numbers(out)[i:i + 1], expected, 8e-4, 3.01 / 128, 7e-6)
         close(numbers(largest)[i:i + 1], expected_largest, 1e-6, 2.01 / 65536)
         close(numbers(lse)[i:i + 1], expected_lse, 1e-6, 2.01 / 65536)
+
+
+def test_long_calls_are_the_bits_of_short_ones():
+    """A call goes through 64 MiB of memory in parts: here of 120 tokens."""
+    random = numpy.random.default_rng(6)
+    q, kv = (random.standard_normal(shape).astype(numpy.float32) for shape in ((270, 128, 576), (40, 1, 576)))
+    indices, lengths = random.integers(-1, 41, (270, 1, 5)).astype(numpy.int32), random.integers(0, 6, 270).astype(numpy.int32)
+    sinks = random.standard_normal(128).astype(numpy.float32)
+    cuts = [slice(0, 100), slice(100, 200), slice(200, 270)]
+    whole = flash_mla.flash_mla_sparse_fwd(q, kv, indices, 0.05, 512, sinks, lengths)
+    short = [flash_mla.flash_mla_sparse_fwd(q[c], kv, indices[c], 0.05, 512, sinks, lengths[c]) for c in cuts]
+    for found, pieces in zip(whole, zip(*short)):
+        assert (found == numpy.concatenate(pieces)).all()
+    cache = Cache(random, 576, 64, 640, 90, 3, 5, True)
+    decode = lambda c: flash_mla.flash_mla_with_kvcache(
+        q.reshape(90, 3, 128, 576)[c], cache.cache, None, None, 512, flash_mla.get_mla_metadata()[0], is_fp8_kvcache=True,
+        indices=cache.indices[c], attn_sink=sinks, topk_length=cache.lengths[c])
+    cuts = [slice(0, 30), slice(30, 60), slice(60, 90)]
+    for found, pieces in zip(decode(slice(0, 90)), zip(*map(decode, cuts))):
+        assert (found == numpy.concatenate(pieces)).all()
