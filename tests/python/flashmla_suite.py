@@ -266,12 +266,13 @@ def work(name, arguments):
 
 
 def memory(name, arguments):
-    """About the GiB of a case's caches, or of comparing its output."""
+    """About the GiB of a case's caches, or of a prefill's tensors or of comparing its output."""
     if name == "fmha":
         return 0
     p = arguments[0]
     if name == "sparse-prefill":
-        return 17 * p.s_q * p.h_q * p.d_v * 4 / 2 ** 30
+        tensors = 2 * (p.d_qk + 128 + 2 * p.d_v + 128)  # q and d_out as they copy them, out or d_out
+        return p.s_q * p.h_q * max(tensors, 17 * 4 * p.d_v if p.check_correctness else 0) / 2 ** 30
     b = p.decode.b if name != "dense" else p.b
 
     def one(length, varied, width):
