@@ -54,7 +54,7 @@ struct Call {
   }
 
   std::int64_t row_values() const { return shape.d_qk + shape.d_v; }
-  /// Of interleave()'s rows.
+  /// Of interleave()'s rows of f32.
   RowShape row_shape() const { return {row_values(), k.shape[0] * row_values(), shape.d_qk}; }
   std::int64_t sequences() const { return q_offsets.size() - 1; }
   std::int64_t tokens(std::int64_t s) const { return q_offsets[s + 1] - q_offsets[s]; }
