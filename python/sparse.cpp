@@ -112,6 +112,7 @@ void attend_in_parts(const AttentionShape& shape, const Floats& q, const Results
     float* const lse = lse_memory.resize(places);
     float* const largest = to.largest ? largest_memory.resize(places) : nullptr;
     std::vector<SelectedQuery> list;
+    list.reserve(static_cast<std::size_t>(n * tokens));
     for (std::int64_t t = 0; t < n * tokens; ++t) {
       const auto [rows, more_rows] = select(first * tokens + t);
       const std::int64_t place = t * shape.h_q;

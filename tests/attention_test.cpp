@@ -119,8 +119,6 @@ TEST(AttentionTest, MatchesAtEveryHeadCount) {
   check_all_isas(Problem({127, 1, 24, 12, 1.0f, true}, 1, 300, DType::f32, true, random), 64);
 }
 
-/// Integer scores up to 1000, rising, falling and mixed: the running maximum must move, and no exp may
-/// overflow.
 TEST(AttentionTest, ManyTokensMatchTheDefinition) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> widths{{1, 1}, {24, 12}, {64, 64}, {192, 128}};
   const std::vector<std::pair<std::int64_t, std::int64_t>> heads{{1, 1}, {3, 3}, {6, 2}, {7, 1}, {40, 8}};
@@ -140,6 +138,8 @@ TEST(AttentionTest, ManyTokensMatchTheDefinition) {
   }
 }
 
+/// Integer scores up to 1000, rising, falling and mixed: the running maximum must move, and no exp may
+/// overflow.
 TEST(AttentionTest, LargeScoresStayExact) {
   for (const int order : {0, 1, 2}) {
     Random random(3);

@@ -6,14 +6,13 @@
 
 --every N takes each N-th case, --first N begins with the N-th, counted from 0, --until N ends before the N-th, --above and --limit
 leave cases of up to and of more than so many 10^9 multiply-adds out, --memory those that take more (what the machine has, less 3,
-unless given). Counts of what passed and of
-what was left out are printed, now and then on the way, and also if it is ended before (SIGTERM). Their timing of GPU kernels is
-left out: cases meant for it are checked as the others where they check anything. What a CPU is slow at is done otherwise, to
-the same end: random numbers, and quantised rows, are made once and handed out from random places, and their reference and their
-comparison are called for a part at a time (a few sequences or rows, or one KV head), so that the part stays in the caches and a
-case of 30 GB in the memory.
+unless given). Counts of what passed and of what was left out are printed, now and then on the way, and also if it is ended before
+(SIGTERM). Their timing of GPU kernels is left out: cases meant for it are checked as the others where they check anything. What a
+CPU is slow at is done otherwise, to the same end: random numbers, and quantised rows, are made once and handed out from random
+places, and their reference and their comparison are called for a part at a time (a few sequences or rows, or one KV head), so that
+the part stays in the caches and the case in the memory.
 
-Two at once with OMP_NUM_THREADS=1 take two cores better than one; each may need 10 GiB for the largest caches.
+Two at once with OMP_NUM_THREADS=1 take two cores better than one; what each needs is about the --memory of its largest case.
 """
 import argparse
 import contextlib
@@ -195,8 +194,9 @@ class Caches:
         for first, last in parts(blocks, size * width):
             rows = cache.pool.quantized.index_select(0, cache.rows[first * size:last * size]).split(pieces, 1)
             result[first:last] = torch.cat([piece.reshape(last - first, -1) for piece in rows], 1)
-        self.last = cache
-        return result.view(torch.float8_e4m3fn).view(blocks, size, 1, width)
+        quantized = result.view(torch.float8_e4m3fn).view(blocks, size, 1, width)
+        self.last = cache, quantized
+        return quantized
 
     def take(self, size):
         self.memory.reverse()
@@ -206,7 +206,9 @@ class Caches:
         return self.memory[0][:size]
 
     def dequantize(self, rows, layout):
-        return self.last  # they widen what they just quantised
+        cache, quantized = self.last
+        assert rows is quantized  # they widen what they just quantised
+        return cache
 
 
 def compare_in_parts(compare):
