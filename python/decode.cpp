@@ -3,8 +3,6 @@
 
 #include "mla/attention/attention.h"
 #include "mla/core/error.h"
-#include "mla/core/parallel.h"
-#include "mla/kernels/leaf.h"
 #include "python/arrays.h"
 #include "python/bindings.h"
 
@@ -61,26 +59,6 @@ class Pages {
   std::vector<const std::byte*> pages_;
 };
 
-/// Rows of f16 as f32, which kernels take: one sequence after another in `memory`.
-std::vector<const std::byte*> widen(const Pages& pages, std::int64_t batch, std::int64_t heads,
-                                    std::int64_t d, Buffer<float>& memory) {
-  std::int64_t rows = 0;
-  for (std::int64_t b = 0; b < batch; ++b) rows += pages.length(b);
-  float* out = memory.resize(rows * heads * d);
-  std::vector<const std::byte*> starts;
-  for (std::int64_t b = 0; b < batch; ++b) {
-    const KvView view = pages.view(b);
-    starts.push_back(reinterpret_cast<const std::byte*>(out));
-    parallel_for(view.length, heads * d * work_of_value, [&](std::int64_t r) {
-      for (std::int64_t h = 0; h < heads; ++h)
-        leaf_kernels().f16_to_f32(reinterpret_cast<const std::uint16_t*>(view.row(r) + h * view.head_bytes),
-                                  out + (r * heads + h) * d, d);
-    });
-    out += view.length * heads * d;
-  }
-  return starts;
-}
-
 void dense_decode(const Input& q_array, const Input& cache_array, const Input& block_table,
                   const Input& cache_seqlens, const Output& out_array, const Output& lse_array, float scale,
                   bool causal) {
@@ -99,30 +77,16 @@ void dense_decode(const Input& q_array, const Input& cache_array, const Input& b
   const Pages pages(cache, block_table, cache_seqlens, batch);
 
   nb::gil_scoped_release released;
-  thread_local Buffer<float> queries_memory, out_memory, lse_memory, wide;
+  thread_local Buffer<float> queries_memory, out_memory, lse_memory;
   const float* queries = contiguous(q, queries_memory);
   float* results = out_memory.resize(batch * tokens * heads * d_v);
   float* sums = lse_memory.resize(batch * tokens * heads);
-  std::vector<const std::byte*> wide_rows;
-  if (cache.type == DType::f16) wide_rows = widen(pages, batch, kv_heads, d, wide);
   std::vector<AttentionSequence> sequences;
-  for (std::int64_t b = 0; b < batch; ++b) {
-    KvView rows = pages.view(b);
-    if (cache.type == DType::f16)
-      rows = {DType::f32,
-              &wide_rows[b],
-              0,
-              std::max(rows.length, std::int64_t{1}),
-              kv_heads * d * 4,
-              rows.length,
-              0,
-              0,
-              d * 4};
+  for (std::int64_t b = 0; b < batch; ++b)
     sequences.push_back({{queries + b * tokens * heads * d, tokens, heads * d, d},
-                         rows,
+                         pages.view(b),
                          results + b * tokens * heads * d_v,
                          sums + b * tokens * heads});
-  }
   attend({heads, kv_heads, d, d_v, scale, causal}, sequences);
   write(results, out);
   write(sums, exchanged(lse, 1, 2));

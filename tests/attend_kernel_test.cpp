@@ -43,7 +43,7 @@ struct Rows {
       std::byte* to = memory.back()->data();
       for (std::int64_t i = 0; i < size; ++i, to += element) {
         const float value = first * width + i < count * width ? values[first * width + i] : 0.0f;
-        const bf16 narrow = to_bf16(value);
+        const std::uint16_t narrow = type == DType::f16 ? to_f16(value) : to_bf16(value).bits;
         std::memcpy(to, type == DType::f32 ? static_cast<const void*>(&value) : &narrow,
                     static_cast<std::size_t>(element));
       }
@@ -235,7 +235,7 @@ TEST_P(AttendKernelTest, ANanKeyShowsInTheResult) {
 
 INSTANTIATE_TEST_SUITE_P(Isas, AttendKernelTest,
                          testing::Combine(testing::ValuesIn(test::supported_isas()),
-                                          testing::Values(DType::f32, DType::bf16)),
+                                          testing::Values(DType::f32, DType::bf16, DType::f16)),
                          [](const auto& test) {
                            return std::string(name_of(std::get<Isa>(test.param))) + "_" +
                                   name_of(std::get<DType>(test.param));

@@ -168,7 +168,7 @@ TEST_P(LeafTest, F16ToF32IsExact) {
 }
 
 TEST_P(LeafTest, F8ToF32IsExact) {
-  for (const float scale : {1.0f, 0x1p-12f, 0.3f}) {
+  for (const float scale : {1.0f, 0x1p-12f, 0.3f, 0x1p119f, 0x1p-140f}) {
     for (const std::int64_t n : {0, 1, 7, 17, 256}) {
       Edge<std::uint8_t> codes(n);
       for (std::int64_t i = 0; i < n; ++i) codes[i] = static_cast<std::uint8_t>(n == 256 ? i : 37 * i + n);
@@ -182,6 +182,18 @@ TEST_P(LeafTest, F8ToF32IsExact) {
           EXPECT_EQ(std::bit_cast<std::uint32_t>(out[i]), std::bit_cast<std::uint32_t>(value))
               << int{codes[i]};
       }
+    }
+  }
+}
+
+TEST_P(LeafTest, I8ToF32IsTheCodeTimesTheScale) {
+  for (const float scale : {1.0f, 0x1p-12f, 0.3f}) {
+    for (const std::int64_t n : {0, 1, 7, 17, 256}) {
+      Edge<std::int8_t> codes(n);
+      for (std::int64_t i = 0; i < n; ++i) codes[i] = static_cast<std::int8_t>(37 * i + n);
+      Edge<float> out(n);
+      leaf.i8_to_f32(codes.data(), scale, out.data(), n);
+      for (std::int64_t i = 0; i < n; ++i) EXPECT_EQ(out[i], static_cast<float>(codes[i]) * scale) << i;
     }
   }
 }

@@ -45,7 +45,7 @@ struct Table {
     if (table.format == RowFormat::fp8_656) {  // our own rows of 512 + 64 are such rows
       const LatentRow at = latent_row(DType::f8_e4m3, 512, 64);
       encode_latent(DType::f8_e4m3, at, from, to);
-      return decode_latent(DType::f8_e4m3, at, to, width, from);
+      return decode_latent(DType::f8_e4m3, at, to, width, from, scalar_kernels);
     }
     if (table.format == RowFormat::fp8_584) {
       to = memory.data() + page + slot * 576;

@@ -54,9 +54,7 @@ Kept& kept() {
 }
 
 const AttendKernel& kernel_of(const AttentionShape& shape, const KvView& kv, const LeafKernels& leaf) {
-  if (kv.type != DType::f32 && kv.type != DType::bf16) {
-    require(kv.type == DType::f8_e4m3 || kv.type == DType::i8, "attention over rows of {}: not supported",
-            name_of(kv.type));
+  if (kv.type == DType::f8_e4m3 || kv.type == DType::i8) {
     const bool is_latent = shape.h_kv == 1 && shape.d_v <= shape.d_qk && kv.key_offset == kv.value_offset;
     require(
         is_latent && latent_row(kv.type, shape.d_v, shape.d_qk - shape.d_v).bytes == kv.row_bytes,

@@ -55,7 +55,7 @@ void RowLayout::read(const std::byte* row, std::int64_t count, float* values) co
       return leaf_kernels().bf16_to_f32(reinterpret_cast<const bf16*>(row), values, count);
     case DType::f8_e4m3:
     case DType::i8:
-      return decode_latent(type_, quantised_, row, count, values);
+      return decode_latent(type_, quantised_, row, count, values, leaf_kernels());
     default:
       std::memcpy(values, row, static_cast<std::size_t>(count) * sizeof(float));
   }

@@ -1,5 +1,7 @@
 #include "mla/core/cpu.h"
 
+#include <cpuid.h>
+
 #include <cstdlib>
 
 #include "mla/core/error.h"
@@ -8,6 +10,13 @@ namespace mla {
 namespace {
 
 constexpr Isa best_first[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::scalar};
+
+/// Every CPU with AVX2 has it, but it has a bit of its own, which clang 14's __builtin_cpu_supports does not
+/// know.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
 
 }  // namespace
 
@@ -30,7 +39,7 @@ bool supports(Isa isa) {
     case Isa::scalar:
       return true;
     case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case Isa::avx512:
       return supports(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "mla/core/buffer.h"
-#include "mla/kernels/latent_row.h"
+#include "mla/kernels/widened_rows.h"
 
 namespace mla {
 namespace {
@@ -99,63 +98,15 @@ constexpr AttendKernel plain(void (*attend)(const AttendQueries&, const AttendRo
 
 constexpr AttendKernel plain_f32 = plain(plain_attend<float>), plain_bf16 = plain(plain_attend<bf16>);
 
-// Rows of other types for f32 kernels: a part of them at a time is widened.
-
-constexpr std::int64_t widened_rows = 180;
-
-/// Which of a row's bytes an f32 row is made of, and where key and value are in that.
-struct Widening {
-  std::int64_t begin, width;      // byte of the row, values
-  std::int64_t key_at, value_at;  // values
-  LatentRow latent;               // of quantised rows
-
-  Widening(DType type, const AttendQueries& q, const AttendRows& rows)
-      : begin(std::min(rows.key_offset, rows.value_offset)), width(q.d_qk), key_at(0), value_at(0), latent{} {
-    if (type != DType::bf16) {
-      latent = latent_row(type, q.d_v, q.d_qk - q.d_v);
-      return;
-    }
-    constexpr std::int64_t narrow = sizeof(bf16);
-    width =
-        (std::max(rows.key_offset + q.d_qk * narrow, rows.value_offset + q.d_v * narrow) - begin) / narrow;
-    key_at = (rows.key_offset - begin) / narrow;
-    value_at = (rows.value_offset - begin) / narrow;
-  }
-};
-
-/// The rows from row `first`, as f32 rows of their own, in `memory`.
-AttendRows widen(DType type, const AttendQueries& q, const AttendRows& rows, std::int64_t first,
-                 const LeafKernels& leaf, Buffer<float>& memory, const std::byte** runs,
-                 std::int32_t* visible) {
-  constexpr std::int64_t wide = sizeof(float);
-  const Widening at(type, q, rows);
-  const std::int64_t count = std::min(widened_rows, rows.count - first);
-  float* to = memory.resize_scratch(widened_rows * at.width);
-  for (std::int64_t r = 0; r < (count + AttendRows::run - 1) / AttendRows::run; ++r) {
-    runs[r] = reinterpret_cast<const std::byte*>(to);
-    const std::byte* from = rows.runs[first / AttendRows::run + r] + at.begin;
-    for (std::int64_t j = 0; j < AttendRows::run; ++j, to += at.width, from += rows.row_stride) {
-      if (type == DType::bf16) {
-        leaf.bf16_to_f32(reinterpret_cast<const bf16*>(from), to, at.width);
-      } else if (r * AttendRows::run + j < count) {
-        decode_latent(type, at.latent, from, at.width, to);
-      } else {
-        std::fill_n(to, at.width, 0.0f);  // no row
-      }
-    }
-  }
-  for (std::int64_t i = 0; i < q.kinds.count(); ++i)
-    visible[i] = static_cast<std::int32_t>(std::clamp(rows.visible[i] - first, std::int64_t{0}, count));
-  return {runs, at.width * wide, count, 0, visible, at.key_at * wide, at.value_at * wide};
-}
+// Rows of other types for f32 kernels: a tile of them at a time is widened, as many as the kernel sums at
+// once.
 
 template <const AttendKernel& kernel, const LeafKernels& leaf, DType type>
 void attend_widened(const AttendQueries& q, const AttendRows& rows, void* state) {
-  thread_local Buffer<float> memory;
-  const std::byte* runs[widened_rows / AttendRows::run];
-  std::int32_t visible[AttendQueries::max_count];
-  for (std::int64_t first = 0; first < rows.count; first += widened_rows)
-    kernel.attend(q, widen(type, q, rows, first, leaf, memory, runs, visible), state);
+  const std::int64_t tile_rows = leaf.isa == Isa::avx2 ? 96 : 180;
+  thread_local WidenedRows tile;
+  for (std::int64_t first = 0; first < rows.count; first += tile_rows)
+    kernel.attend(q, tile.fill(type, q, rows, first, tile_rows, leaf), state);
 }
 
 /// The kernel of f32 rows, for rows of another type.
@@ -174,6 +125,8 @@ const AttendKernel& for_type(DType type) {
   switch (type) {
     case DType::bf16:
       return widening<kernel, leaf, DType::bf16>();
+    case DType::f16:
+      return widening<kernel, leaf, DType::f16>();
     case DType::f8_e4m3:
       return widening<kernel, leaf, DType::f8_e4m3>();
     case DType::i8:

@@ -92,10 +92,10 @@ struct AttendKernel {
   void (*join)(const AttendSums& from, std::int64_t d_v, const AttendSums& into);
 };
 
-/// The kernel for rows of `type`: f32, bf16, or latents in fp8 or int8, which are keys of d_qk values whose
-/// first d_v are the value (latent_row.h with d_c = d_v). Where the CPU multiplies bf16 pairs, rows of bf16
-/// and fp8 are multiplied so: queries and the softmax's weights are rounded to bf16, sums are f32. Where it
-/// multiplies bytes, int8 rows are (avx512_vnni_attend.cpp). Everything else is f32 arithmetic.
+/// The kernel for rows of `type`: f32, bf16, f16, or latents in fp8 or int8, which are keys of d_qk values
+/// whose first d_v are the value (latent_row.h with d_c = d_v). Where the CPU multiplies bf16 pairs, rows of
+/// bf16 and fp8 are multiplied so: queries and the softmax's weights are rounded to bf16, sums are f32. Where
+/// it multiplies bytes, int8 rows are (avx512_vnni_attend.cpp). Everything else is f32 arithmetic.
 const AttendKernel& attend_kernel(DType type, const LeafKernels& leaf, std::int64_t d_v);
 
 /// The kernel that computes in f32 from rows of `type`, whatever else the CPU can do. Rows of other types are

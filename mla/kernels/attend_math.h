@@ -33,17 +33,18 @@ constexpr std::int64_t group_size(std::int64_t d_qk) {
 template <int P, int G>
 void attend_groups(const Tile& t, const Cursor& at, std::int64_t queries) {
   constexpr std::int64_t g_queries = W / P;
-  constexpr int Q = g_queries == 8 && W == 8 ? 4 : g_queries;
   alignas(64) float scores[G * tile_runs * Placing<P>::vectors * W];
-  alignas(64) float shift[W];
+  alignas(64) float shift[G * W];
   score_rows<P, G>(t, at.packed, group_size<P>(t.q.d_qk), scores);
   for (int g = 0; g < G; ++g) {
     const std::int64_t left = queries - g * g_queries, some = left < g_queries ? left : g_queries;
     const std::int64_t query = at.query + g * g_queries;
-    float* const mine = scores + g * tile_runs * Placing<P>::vectors * W;
-    softmax<P>(t, query, some, mine, at.state[g], shift);
-    value_group<P, Q>(t, query, some, mine, shift, at.acc + query * t.q.d_v);
+    softmax<P>(t, query, some, scores + g * tile_runs * Placing<P>::vectors * W, at.state[g], shift + g * W);
   }
+  const std::int64_t some = queries < G * g_queries ? queries : G * g_queries;
+  bool all_seen = true;
+  for (std::int64_t i = 0; i < some; ++i) all_seen &= t.seen(at.query + i) == t.count;
+  value_groups<P>({t, at.query, some, scores, shift, at.acc + at.query * t.q.d_v, all_seen});
 }
 
 /// Attends `queries` queries of one kind to a tile, and moves on behind them. The first block fetches.
@@ -78,7 +79,7 @@ void vector_attend(const AttendQueries& q, const AttendRows& rows, void* state) 
   for (std::int64_t first = 0; first < rows.count; first += tile_rows) {
     const std::int64_t count = rows.count - first < tile_rows ? rows.count - first : tile_rows;
     Ahead ahead(q, rows, first + count);
-    const Tile t{q, rows, first, count, &ahead};
+    const Tile t{q, rows, first, count, W == 8 ? nullptr : &ahead};
     Cursor at = start(q, state);
     attend_kind<W / 8>(t, at, q.kinds.eights);
     attend_kind<W / 4>(t, at, q.kinds.fours);

@@ -5,7 +5,7 @@
 namespace mla {
 namespace {
 
-constexpr std::int64_t tile_rows = 180;
+constexpr std::int64_t tile_rows = W == 16 ? 180 : 96;
 constexpr std::int64_t tile_runs = tile_rows / AttendRows::run;
 constexpr float lowest = -3.402823466e38f;  // stands for a maximum before the first row
 

@@ -18,6 +18,13 @@ struct Lanes {
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static F load(const bf16* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static F load_f16(const std::uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static F load_f8(const std::uint8_t* p) {
+    const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return mul(_mm256_cvtph_ps(f8_to_f16(codes)), set(256.0f));
+  }
   static F load_part(const float* p, std::int64_t n) { return _mm256_maskload_ps(p, first(n)); }
   static F load_part(const bf16* p, std::int64_t n) {
     alignas(16) std::uint16_t bits[8] = {};
@@ -92,6 +99,14 @@ struct Lanes {
   }
   static F power_of_two(__m256i k) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
+  }
+  /// f16 values that 256 times are those of e4m3 codes, subnormals too: their exponents differ by 8 in where
+  /// they begin.
+  static __m128i f8_to_f16(__m128i codes) {
+    const __m128i none = _mm_set1_epi16(0x3f80);  // the code that is no number
+    const __m128i half = _mm_and_si128(_mm_slli_epi16(codes, 7), _mm_set1_epi16(static_cast<short>(0xbf80)));
+    const __m128i is_nan = _mm_cmpeq_epi16(_mm_and_si128(half, none), none);
+    return _mm_or_si128(half, _mm_and_si128(is_nan, _mm_set1_epi16(0x7e00)));
   }
   static F widen(__m128i bits) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));

@@ -18,6 +18,13 @@ struct Lanes {
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static F load(const bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static F load_f16(const std::uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F load_f8(const std::uint8_t* p) {
+    const __m256i codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return mul(_mm512_cvtph_ps(f8_to_f16(codes)), set(256.0f));
+  }
   static F load_part(const float* p, std::int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
   static F load_part(const bf16* p, std::int64_t n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
   static void store(float* p, F value) { _mm512_storeu_ps(p, value); }
@@ -78,6 +85,15 @@ struct Lanes {
 
  private:
   static __mmask16 first(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  /// f16 values that 256 times are those of e4m3 codes, subnormals too: their exponents differ by 8 in where
+  /// they begin.
+  static __m256i f8_to_f16(__m256i codes) {
+    const __m256i none = _mm256_set1_epi16(0x3f80);  // the code that is no number
+    const __m256i half =
+        _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(static_cast<short>(0xbf80)));
+    const __m256i is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(half, none), none);
+    return _mm256_or_si256(half, _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7e00)));
+  }
   static F widen(__m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }

@@ -1,7 +1,6 @@
 #include "mla/kernels/latent_row.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -62,19 +61,12 @@ void encode_fp8(const LatentRow& at, const float* values, std::byte* row) {
   }
 }
 
-constexpr std::array<float, 256> f8_values = [] {
-  std::array<float, 256> values{};
-  for (unsigned code = 0; code < 256; ++code)
-    values[code] = f8_e4m3_to_float(static_cast<std::uint8_t>(code));
-  return values;
-}();
-
-void decode_fp8(const LatentRow& at, const std::byte* row, std::int64_t count, float* values) {
-  for (std::int64_t first = 0; first < count; first += fp8_block) {
-    const float scale = load_float(row + at.scales + first / fp8_block * sizeof scale);
-    const std::int64_t end = std::min(first + fp8_block, count);
-    for (std::int64_t i = first; i < end; ++i)
-      values[i] = f8_values[std::to_integer<std::uint8_t>(row[i])] * scale;
+void decode_fp8(const LatentRow& at, const std::byte* row, std::int64_t count, float* values,
+                const LeafKernels& leaf) {
+  const auto* const codes = reinterpret_cast<const std::uint8_t*>(row);
+  for (std::int64_t i = 0; i < count; i += fp8_block) {
+    const float scale = load_float(row + at.scales + i / fp8_block * sizeof scale);
+    leaf.f8_to_f32(codes + i, scale, values + i, std::min(fp8_block, count - i));
   }
 }
 
@@ -106,15 +98,6 @@ float int8_scale(const LatentRow& at, const std::byte* row) {
   return load_float(row + at.scales + offsetof(Int8Scale, scale));
 }
 
-/// values[i] = k_rope[i] * scale.
-void decode_rope(const LatentRow& at, const std::byte* row, std::int64_t count, float scale, float* values) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    bf16 part;
-    std::memcpy(&part, row + at.rope + i * sizeof part, sizeof part);
-    values[i] = to_float(part) * scale;
-  }
-}
-
 }  // namespace
 
 LatentRow latent_row(DType type, std::int64_t d_c, std::int64_t d_r) {
@@ -136,17 +119,15 @@ void encode_latent(DType type, const LatentRow& at, const float* values, std::by
   }
 }
 
-void decode_latent(DType type, const LatentRow& at, const std::byte* row, std::int64_t count, float* values) {
-  const std::int64_t codes = std::min(count, at.d_c);
-  float rope_scale = 1.0f;
-  if (type == DType::i8) {
-    rope_scale = int8_scale(at, row);
-    for (std::int64_t i = 0; i < codes; ++i)
-      values[i] = static_cast<float>(static_cast<std::int8_t>(row[i])) * rope_scale;
-  } else {
-    decode_fp8(at, row, codes, values);
-  }
-  if (count > at.d_c) decode_rope(at, row, count - at.d_c, rope_scale, values + at.d_c);
+void decode_latent(DType type, const LatentRow& at, const std::byte* row, std::int64_t count, float* values,
+                   const LeafKernels& leaf) {
+  const std::int64_t codes = std::min(count, at.d_c), rope = count - codes;
+  if (type == DType::i8)
+    leaf.i8_to_f32(reinterpret_cast<const std::int8_t*>(row), int8_scale(at, row), values, codes);
+  else
+    decode_fp8(at, row, codes, values, leaf);
+  leaf.bf16_to_f32(reinterpret_cast<const bf16*>(row + at.rope), values + codes, rope);
+  for (std::int64_t i = codes; type == DType::i8 && i < count; ++i) values[i] *= int8_scale(at, row);
 }
 
 }  // namespace mla

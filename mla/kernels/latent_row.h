@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "mla/core/dtype.h"
+#include "mla/kernels/leaf.h"
 
 namespace mla {
 
@@ -36,6 +37,7 @@ LatentRow latent_row(DType type, std::int64_t d_c, std::int64_t d_r);
 void encode_latent(DType type, const LatentRow& at, const float* values, std::byte* row);
 
 /// The first `count` of a row's values.
-void decode_latent(DType type, const LatentRow& at, const std::byte* row, std::int64_t count, float* values);
+void decode_latent(DType type, const LatentRow& at, const std::byte* row, std::int64_t count, float* values,
+                   const LeafKernels& leaf);
 
 }  // namespace mla

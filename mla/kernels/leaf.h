@@ -30,6 +30,8 @@ struct LeafKernels {
   void (*f16_to_f32)(const std::uint16_t* x, float* out, std::int64_t n);
   /// The value of an e4m3 code times `scale`, in f32.
   void (*f8_to_f32)(const std::uint8_t* codes, float scale, float* out, std::int64_t n);
+  /// codes[i] * scale.
+  void (*i8_to_f32)(const std::int8_t* codes, float scale, float* out, std::int64_t n);
   /// sum of a[i] * b[i].
   float (*dot)(const float* a, const float* b, std::int64_t n);
   /// Of rms_norm, given the gradient of its output: d_x[i] += and d_weight[i] +=.

@@ -5,7 +5,7 @@
 //
 // Lanes is `width` floats side by side (F) with: zero, set, load, load_part(p, n), store, store_part, add,
 // sub, mul, fma(a, b, c) = a * b + c, div, max (b where a or b is NaN), exp, reduce_add; load and load_part
-// take float or bf16, store_part and store too.
+// take float or bf16, store_part and store too; load_f16 and load_f8 take the codes of those (dtype.h).
 //
 // The vector sets have more for product_math.h and attend_math.h: repeat<P>(p), P floats from p over and
 // over; even(a, b) and odd(a, b), the values at even or odd places of each 128 bits of a, then those of b;
@@ -169,34 +169,26 @@ void softmax(const float* x, float scale, ExpSum all, float factor, float* out, 
   }
 }
 
-/// The values of f16_to_float, without branches, so that the compiler makes vectors of the loop.
 void f16_to_f32(const std::uint16_t* x, float* out, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::uint32_t half = x[i], size = (half & 0x7fffu) << 13;
-    const float subnormal = __builtin_bit_cast(float, size | (113u << 23)) - 0x1p-14f;
-    std::uint32_t bits =
-        (half & 0x7c00u) == 0 ? __builtin_bit_cast(std::uint32_t, subnormal) : size + (112u << 23);
-    bits = (half & 0x7c00u) == 0x7c00u ? size + (224u << 23) : bits;
-    out[i] = __builtin_bit_cast(float, bits | (half & 0x8000u) << 16);
-  }
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) Lanes::store(out + i, Lanes::load_f16(x + i));
+  for (; i < n; ++i) out[i] = f16_to_float(x[i]);
 }
 
-/// The values of f8_e4m3_to_float, without branches, so that the compiler makes vectors of the loop.
 void f8_to_f32(const std::uint8_t* codes, float scale, float* out, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::uint32_t code = codes[i], size = (code & 0x7fu) << 20;
-    const float subnormal = __builtin_bit_cast(float, size | (121u << 23)) - 0x1p-6f;
-    std::uint32_t bits =
-        (code & 0x78u) == 0 ? __builtin_bit_cast(std::uint32_t, subnormal) : size + (120u << 23);
-    bits = (code & 0x7fu) == 0x7fu ? 0x7fc00000u : bits;
-    out[i] = __builtin_bit_cast(float, bits | (code & 0x80u) << 24) * scale;
-  }
+  const F s = Lanes::set(scale);
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) Lanes::store(out + i, Lanes::mul(Lanes::load_f8(codes + i), s));
+  for (; i < n; ++i) out[i] = f8_e4m3_to_float(codes[i]) * scale;
+}
+
+void i8_to_f32(const std::int8_t* codes, float scale, float* out, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(codes[i]) * scale;
 }
 
 constexpr LeafKernels make_kernels(Isa isa) {
-  return {isa,        rms_norm,  swiglu, add_scaled,        bf16_to_f32,     f32_to_bf16,
-          f16_to_f32, f8_to_f32, dot,    rms_norm_backward, swiglu_backward, exp_sum,
-          softmax};
+  return {isa,       rms_norm,  swiglu, add_scaled,        bf16_to_f32,     f32_to_bf16, f16_to_f32,
+          f8_to_f32, i8_to_f32, dot,    rms_norm_backward, swiglu_backward, exp_sum,     softmax};
 }
 
 }  // namespace

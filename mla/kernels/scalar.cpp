@@ -15,6 +15,8 @@ struct Lanes {
   static F set(float value) { return value; }
   static F load(const float* p) { return *p; }
   static F load(const bf16* p) { return to_float(*p); }
+  static F load_f16(const std::uint16_t* p) { return f16_to_float(*p); }
+  static F load_f8(const std::uint8_t* p) { return f8_e4m3_to_float(*p); }
   static F load_part(const float* p, std::int64_t) { return *p; }
   static F load_part(const bf16* p, std::int64_t) { return to_float(*p); }
   static void store(float* p, F value) { *p = value; }

@@ -42,6 +42,7 @@ std::uint16_t nearest_bf16(float x) {
 }
 
 float rounded(float x, DType type) {
+  if (type == DType::f16) return f16_to_float(to_f16(x));
   return type == DType::bf16 ? std::bit_cast<float>(static_cast<std::uint32_t>(nearest_bf16(x)) << 16) : x;
 }
 

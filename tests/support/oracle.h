@@ -49,7 +49,7 @@ std::vector<Isa> supported_isas();
 /// The upper 16 bits of the bf16 nearest to `x`, ties to even, found by comparing distances in double.
 std::uint16_t nearest_bf16(float x);
 
-/// `x` rounded to `type` (f32 or bf16).
+/// `x` rounded to `type` (f32, bf16 or f16).
 float rounded(float x, DType type);
 
 /// The value of a small float format's code: `exponent_bits`, `mantissa_bits`, subnormals as IEEE has them;
