@@ -18,7 +18,8 @@ NB_MODULE(_core, m) {
   });
   m.def("set_threads", &mla::set_threads, nanobind::arg("count"),
         "Threads that the library uses from now on, 1 to 1024.");
-  m.def("threads", &mla::threads, "Threads that the library uses: one per processor unless told otherwise.");
+  m.def("threads", &mla::threads,
+        "Threads that the library uses: one per processor unless OMP_NUM_THREADS says otherwise.");
   m.def(
       "isa", [] { return std::string(mla::name_of(mla::selected_isa())); },
       "The instruction set in use; MLA_ISA forces one.");

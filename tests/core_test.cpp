@@ -11,6 +11,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <thread>
 
 #include "mla/core/buffer.h"
 #include "mla/core/dtype.h"
@@ -343,6 +344,19 @@ TEST_F(ParallelTest, ThreadCountIsBounded) {
     EXPECT_TRUE(contains(error_of([&] { set_threads(count); }), std::to_string(count)));
     EXPECT_EQ(threads(), 1024) << "unchanged";
   }
+}
+
+TEST_F(ParallelTest, UnlessAskedForAreAsManyAsOpenMpWouldTake) {
+  std::vector<int> found;
+  std::thread([&] {  // nothing was asked for in it
+    found.push_back(threads());
+    omp_set_num_threads(3);
+    found.push_back(threads());
+    omp_set_num_threads(5000);
+    found.push_back(threads());
+  })
+      .join();
+  EXPECT_EQ(found, (std::vector{omp_get_max_threads(), 3, 1024}));
 }
 
 TEST_F(ParallelTest, RunsEachIndexOnceAlsoNested) {

@@ -8,7 +8,8 @@
 
 namespace mla {
 
-/// Threads that parallel_for uses: what set_threads asked for, else one per processor.
+/// Threads that parallel_for uses: what set_threads asked for, else what OpenMP would take, one per processor
+/// unless OMP_NUM_THREADS or omp_set_num_threads says otherwise.
 int threads();
 
 /// Sets the number of threads for the calling thread's parallel_for; at least 1, at most 1024 (Error

@@ -38,7 +38,7 @@ def empty(like: Any, shape: Sequence[int], is_f32: bool = False) -> Any:
     """A new tensor of the kind of `like`: of its type, or f32."""
     if is_torch(like):
         torch = sys.modules["torch"]
-        return torch.empty(tuple(shape), dtype=torch.float32 if is_f32 else like.dtype)
+        return torch.empty(*shape, dtype=torch.float32 if is_f32 else like.dtype)
     dtype = numpy.asarray(like).dtype if not is_f32 else numpy.float32
     return numpy.empty(tuple(shape), dtype=dtype)
 

@@ -1,6 +1,8 @@
 """flash_mla_with_kvcache over dense caches, on a thinned grid of FlashMLA's tests/test_flash_mla_dense_decoding.py."""
 import itertools
 import os
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -131,6 +133,20 @@ def test_same_bits_at_any_thread_count_and_batch():
     order = numpy.array([3, 0, 4, 2])
     problem.q, problem.table, problem.lengths = problem.q[order], problem.table[order].copy(), problem.lengths[order]
     assert all((numbers(a) == b[order]).all() for a, b in zip(problem.run(True), (out, lse)))
+
+
+def said_by_a_process(lines, **environment):
+    done = subprocess.run([sys.executable, "-c", lines], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_threads_are_those_of_openmp():
+    assert said_by_a_process("import mla; print(mla.threads())", OMP_NUM_THREADS="3") == ["3"]
+    if torch:
+        asked, libraries = said_by_a_process(
+            "import torch, mla; torch.set_num_threads(5)\n"
+            "print(mla.threads(), len({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}))", OMP_NUM_THREADS="3")
+        assert asked == ("5" if libraries == "1" else "3")
 
 
 def test_inputs_may_have_gaps_and_metadata_is_kept():
