@@ -32,17 +32,19 @@ std::vector<T> as(const std::vector<float>& values) {
 
 /// Tokens x [m, k] as a DotTile takes them.
 template <class T>
-std::vector<T> packed(const std::vector<T>& x, std::int64_t m, std::int64_t k) {
-  const std::int64_t tokens = packed_tokens(m), step = dot_step<T>;
-  std::vector<T> out(static_cast<std::size_t>(tokens * packed_depth(k)), T{});
+std::vector<T> packed(const std::vector<T>& x, std::int64_t m, std::int64_t k, std::int64_t group) {
+  const std::int64_t set = set_tokens(m, group), step = dot_step<T>, set_size = set * packed_depth(k);
+  std::vector<T> out(static_cast<std::size_t>(parts(m, set) * set_size), T{});
   for (std::int64_t t = 0; t < m; ++t) {
-    for (std::int64_t d = 0; d < k; ++d) out[(d / step * tokens + t) * step + d % step] = x[t * k + d];
+    for (std::int64_t d = 0; d < k; ++d)
+      out[t / set * set_size + (d / step * set + t % set) * step + d % step] = x[t * k + d];
   }
   return out;
 }
 
 template <class V, class T>
 struct Products {
+  std::int64_t group;
   void (*dot)(const DotTile<V, T>&);
   void (*sum)(const SumTile<V, T>&);
 };
@@ -111,7 +113,7 @@ class Case {
     std::vector<V> rows = dot_weights_;
     rows.resize(static_cast<std::size_t>((n_ - 1) * stride(k_) + k_));
     Edge<V> weights(rows);
-    Edge<T> token_memory(packed(tokens(first, count), count, k_));
+    Edge<T> token_memory(packed(tokens(first, count), count, k_, kernels_.group));
     std::vector<float> y(static_cast<std::size_t>(count * (n_ + 2)), nan);
     if (sizeof(V) == sizeof(T) || count == 1) {
       const auto* ahead = reinterpret_cast<const std::byte*>(weights.data());
@@ -169,12 +171,12 @@ class ProductTest : public testing::TestWithParam<Isa> {};
 
 TEST_P(ProductTest, F32Weights) {
   const ProductKernels& k = product_kernels(GetParam());
-  check_products<float, float>({k.dot_f32, k.sum_f32});
+  check_products<float, float>({k.group, k.dot_f32, k.sum_f32});
 }
 
 TEST_P(ProductTest, Bf16Weights) {
   const ProductKernels& k = product_kernels(GetParam());
-  check_products<bf16, float>({k.dot_bf16, k.sum_bf16});
+  check_products<bf16, float>({k.group, k.dot_bf16, k.sum_bf16});
 }
 
 /// What one token makes of bf16 weights as they lie is what several make of widened ones.
@@ -186,7 +188,7 @@ TEST_P(ProductTest, WidenedWeightsGiveTheSameBits) {
     const std::vector<bf16> narrow = as<bf16>(random.values(n * k));
     std::vector<float> wide, y(n), expected(n);
     for (const bf16 value : narrow) wide.push_back(to_float(value));
-    const std::vector<float> token = packed(random.values(k), 1, k);
+    const std::vector<float> token = packed(random.values(k), 1, k, kernels.group);
     kernels.dot_f32({wide.data(), k, n, k, token.data(), 1, nullptr, 0, expected.data(), n});
     kernels.dot_bf16({narrow.data(), k, n, k, token.data(), 1, nullptr, 0, y.data(), n});
     EXPECT_EQ(expected, y) << k;
@@ -198,7 +200,7 @@ INSTANTIATE_TEST_SUITE_P(Isas, ProductTest, testing::ValuesIn(test::supported_is
 
 TEST(ProductTest, Bf16Pairs) {
   if (!supports(Isa::avx512_bf16)) GTEST_SKIP() << "this CPU does not multiply bf16 pairs";
-  check_products<bf16, bf16>({dot_bf16_pairs, sum_bf16_pairs});
+  check_products<bf16, bf16>({bf16_pair_group, dot_bf16_pairs, sum_bf16_pairs});
 }
 
 }  // namespace

@@ -32,6 +32,8 @@ struct PairOps {
   using Line = __m256i;
   static constexpr std::int64_t width = 16;
   static constexpr int run = 8, pieces = 2;
+  static constexpr std::int64_t chunk =
+      32768;  // few models have longer rows: sums kept in memory cost more than L2
   static F zero() { return _mm512_setzero_ps(); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F value) { _mm512_storeu_ps(p, value); }

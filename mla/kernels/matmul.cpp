@@ -110,11 +110,10 @@ void fetch_values(const float* x, std::int64_t n) {
   for (std::int64_t i = 0; i < n; i += line) __builtin_prefetch(x + i);
 }
 
-/// Packs a block of rows x[t][0..depth) for DotTile, part by part of their depth.
+/// Packs rows x[t][0..depth) as a set of `tokens`, part by part of their depth.
 template <class T>
-void pack_tokens(MatrixView<const float> x, DType compute, T* packed) {
+void pack_set(MatrixView<const float> x, DType compute, std::int64_t tokens, T* packed) {
   constexpr std::int64_t step = dot_step<T>, most = 256;
-  const std::int64_t tokens = packed_tokens(x.rows);
   T part[most];
   for (std::int64_t begin = 0; begin < x.cols; begin += most) {
     const std::int64_t count = std::min(most, x.cols - begin), padded = packed_depth(count);
@@ -131,6 +130,14 @@ void pack_tokens(MatrixView<const float> x, DType compute, T* packed) {
         std::memcpy(packed + (begin + d) * tokens + t * step, part + d, 8);
     }
   }
+}
+
+/// Packs a block of rows for DotTile.
+template <class T>
+void pack_tokens(MatrixView<const float> x, DType compute, std::int64_t group, T* packed) {
+  const std::int64_t set = set_tokens(x.rows, group);
+  for (std::int64_t t = 0; t < x.rows; t += set)
+    pack_set(x.block(t, std::min(set, x.rows - t)), compute, set, packed + t * packed_depth(x.cols));
 }
 
 /// Rows of weights as T.
@@ -179,6 +186,7 @@ Block<T> converted_block(const Weight& w, std::int64_t first, std::int64_t count
 /// The kernels for operands of T.
 template <class T>
 struct Kernels {
+  std::int64_t group;
   void (*dot)(const DotTile<T, T>&);
   void (*sum)(const SumTile<T, T>&);
   void (*dot_of_bf16)(const DotTile<bf16, T>&);
@@ -188,10 +196,10 @@ struct Kernels {
 template <class T>
 Kernels<T> kernels() {
   if constexpr (sizeof(T) == sizeof(bf16)) {
-    return {dot_bf16_pairs, sum_bf16_pairs, dot_bf16_pairs, sum_bf16_pairs};
+    return {bf16_pair_group, dot_bf16_pairs, sum_bf16_pairs, dot_bf16_pairs, sum_bf16_pairs};
   } else {
     const ProductKernels& k = product_kernels(selected_isa());
-    return {k.dot_f32, k.sum_f32, k.dot_bf16, k.sum_bf16};
+    return {k.group, k.dot_f32, k.sum_f32, k.dot_bf16, k.sum_bf16};
   }
 }
 
@@ -264,7 +272,7 @@ void multiply(MatrixView<const float> x, const Weight& w, DType compute, MatrixV
   const TokenTiles tiles(x.rows);
   parallel_for(tiles.count, dot_tokens * padded * work_of_value, [&](std::int64_t i) {
     const std::int64_t t = tiles.first(i);
-    pack_tokens(x.block(t, tiles.size(i)), compute, packed + t * padded);
+    pack_tokens(x.block(t, tiles.size(i)), compute, kernels<T>().group, packed + t * padded);
   });
   // For one token, bf16 weights are widened as they are read.
   const bool is_widened = w.dtype == DType::bf16 && sizeof(T) == sizeof(float) && x.rows == 1;

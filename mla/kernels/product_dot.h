@@ -7,8 +7,9 @@
 // rows side by side.
 //
 // Ops has: Weight and Token; F, a vector of f32 sums; X, one of operands; width, the sums in F; run, how many
-// rows times dot_groups fit into the registers; zero, load and store of F, load_tokens(p), repeat(p) for 8
-// bytes over and over, fma(w, x, sums); even(a, b) and odd(a, b), _mm_shuffle_ps with (2, 0, 2, 0) and
+// rows times dot_groups fit into the registers; chunk, bytes of a row after which sums move on to other
+// rows, so that these parts of tokens stay in a cache; zero, load and store of F, load_tokens(p), repeat(p)
+// for 8 bytes over and over, fma(w, x, sums); even(a, b) and odd(a, b), _mm_shuffle_ps with (2, 0, 2, 0) and
 // (3, 1, 3, 1), and add. For one token: Line, 256 bits of operands; line(low, high), 16 bytes of two rows;
 // `pieces`, and split(ac, bd, x[pieces]), which deals 16 bytes of the rows a, b, c, d out as steps
 // [a b | c d]; fma_line(w, x, sums); repeat_token(p), 8 bytes over and over as Line.
@@ -19,11 +20,7 @@
 namespace mla {
 namespace {
 
-constexpr std::int64_t dot_groups = 3;  // of tokens
-constexpr std::int64_t dot_quad = 4;    // rows of a lone token's block
-/// Bytes of a row after which sums move on to other rows, so that these parts of a tile's tokens stay in the
-/// second cache. Few models have longer rows, and sums that are kept in memory meanwhile cost more than that.
-constexpr std::int64_t chunk_bytes = 32768;
+constexpr std::int64_t dot_quad = 4;  // rows of a lone token's block
 
 template <class Ops>
 using TileOf = DotTile<typename Ops::Weight, typename Ops::Token>;
@@ -73,10 +70,10 @@ void finish_rows(const TileOf<Ops>& t, Sums row0, Sums row1, Sums row2, Sums row
                 t.rows - first);
 }
 
-/// Depth [begin, end) of Ops::run rows from `first` and of G groups of tokens from `group`. Sums that are not
-/// yet complete lie in `partial` [G][run].
+/// Depth [begin, end) of Ops::run rows from `first` and of the G groups of the set of tokens from `token`.
+/// Sums that are not yet complete lie in `partial` [G][run].
 template <class Ops, int G>
-__attribute__((noinline)) void dot_block(const TileOf<Ops>& t, std::int64_t first, std::int64_t group,
+__attribute__((noinline)) void dot_block(const TileOf<Ops>& t, std::int64_t first, std::int64_t token,
                                          std::int64_t begin, std::int64_t end, float* partial) {
   using Sums = typename Ops::F;
   using X = typename Ops::X;
@@ -90,8 +87,8 @@ __attribute__((noinline)) void dot_block(const TileOf<Ops>& t, std::int64_t firs
     for (int i = 0; i < run; ++i)
       acc[g][i] = begin == 0 ? Ops::zero() : Ops::load(partial + (g * run + i) * width);
   }
-  const std::int64_t stride = packed_tokens(t.num_tokens) * step;
-  const auto* tokens = t.tokens + begin / step * stride + group * (width / 2) * step;
+  const std::int64_t stride = set_tokens(t.num_tokens, width / 2) * step;
+  const auto* tokens = t.tokens + token * packed_depth(t.depth) + begin / step * stride;
   const auto add = [&](const auto& weights_of) __attribute__((always_inline)) {
     X x[G];
 #pragma GCC unroll 3
@@ -125,7 +122,7 @@ __attribute__((noinline)) void dot_block(const TileOf<Ops>& t, std::int64_t firs
     for (int i = 0; i < run; i += 4) {
       if (i < rows.valid) {
         finish_rows<Ops>(t, acc[g][i], acc[g][i + 1], acc[g][i + 2], acc[g][i + 3], first + i,
-                         (group + g) * (width / 2));
+                         token + g * (width / 2));
       }
     }
   }
@@ -184,17 +181,17 @@ void dot_lone_token(const TileOf<Ops>& t) {
   if (r < t.rows) dot_one<Ops, 1>(t, r);
 }
 
-/// Depth [begin, end) of all rows and of `groups` groups of tokens from `group`.
+/// Depth [begin, end) of all rows and of a set of tokens from `token`, of `groups` groups.
 template <class Ops>
-void dot_rows(const TileOf<Ops>& t, std::int64_t group, std::int64_t groups, std::int64_t begin,
+void dot_rows(const TileOf<Ops>& t, std::int64_t token, std::int64_t groups, std::int64_t begin,
               std::int64_t end, float* partial) {
   for (std::int64_t r = 0; r < t.rows; r += Ops::run, partial += Ops::run * dot_groups * Ops::width) {
     if (groups == 1)
-      dot_block<Ops, 1>(t, r, group, begin, end, partial);
+      dot_block<Ops, 1>(t, r, token, begin, end, partial);
     else if (groups == 2)
-      dot_block<Ops, 2>(t, r, group, begin, end, partial);
+      dot_block<Ops, 2>(t, r, token, begin, end, partial);
     else
-      dot_block<Ops, 3>(t, r, group, begin, end, partial);
+      dot_block<Ops, 3>(t, r, token, begin, end, partial);
   }
 }
 
@@ -211,18 +208,19 @@ template <class Ops>
 void dot(const TileOf<Ops>& t) {
   if (t.num_tokens == 1) return dot_lone_token<Ops>(t);
   fetch_results<Ops>(t);
-  constexpr std::int64_t tokens = Ops::width / 2,
-                         chunk = chunk_bytes / static_cast<std::int64_t>(sizeof(typename Ops::Weight));
-  alignas(64) float partial[dot_outputs * dot_groups * Ops::width];
-  const std::int64_t groups = (t.num_tokens + tokens - 1) / tokens;
-  for (std::int64_t g = 0; g < groups; g += dot_groups) {
-    std::int64_t begin = 0;
-    do {
-      const std::int64_t end = t.depth - begin > chunk ? begin + chunk : t.depth;
-      dot_rows<Ops>(t, g, groups - g, begin, end, partial);
-      begin = end;
-    } while (begin < t.depth);
-  }
+  constexpr std::int64_t group = Ops::width / 2,
+                         chunk = Ops::chunk / static_cast<std::int64_t>(sizeof(typename Ops::Weight));
+  alignas(64) float partial[parts(dot_tokens, dot_groups * group)][dot_outputs * dot_groups * Ops::width];
+  const std::int64_t set = set_tokens(t.num_tokens, group);
+  std::int64_t begin = 0;
+  do {
+    const std::int64_t end = t.depth - begin > chunk ? begin + chunk : t.depth;
+    for (std::int64_t s = 0; s * set < t.num_tokens; ++s) {
+      const std::int64_t left = parts(t.num_tokens - s * set, group);
+      dot_rows<Ops>(t, s * set, left < set / group ? left : set / group, begin, end, partial[s]);
+    }
+    begin = end;
+  } while (begin < t.depth);
 }
 
 }  // namespace

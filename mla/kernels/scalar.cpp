@@ -46,9 +46,11 @@ struct Lanes {
 namespace mla {
 namespace {
 
+constexpr std::int64_t scalar_group = 8;  // a set is the whole tile
+
 template <class T>
 void dot(const DotTile<T, float>& tile) {
-  const std::int64_t packed = packed_tokens(tile.num_tokens);
+  const std::int64_t packed = set_tokens(tile.num_tokens, scalar_group);
   for (std::int64_t t = 0; t < tile.num_tokens; ++t) {
     for (std::int64_t r = 0; r < tile.rows; ++r) {
       const T* row = tile.weights + r * tile.weight_stride;
@@ -116,7 +118,7 @@ void pack_transposed(const PanelSource& s, PanelUnit* out) {
 const PanelKernels scalar_panels = {
     panel, panel, 1, multiply_panels, pack_straight, pack_transposed, pack_straight, pack_transposed};
 const LeafKernels scalar_kernels = make_kernels(Isa::scalar);
-const ProductKernels scalar_products = {dot<float>, dot<bf16>, sum<float>, sum<bf16>};
+const ProductKernels scalar_products = {scalar_group, dot<float>, dot<bf16>, sum<float>, sum<bf16>};
 const GradientKernels scalar_gradients = {forward_tile, gradient_tile, transpose};
 
 }  // namespace mla
