@@ -2,11 +2,13 @@
 
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/leaf.h"
 
 namespace mla::python {
@@ -42,16 +44,23 @@ std::int64_t size_of(const Strided& s) {
   return size;
 }
 
-/// Calls use(first byte, index) for each row of the last dimension, on all threads.
+/// Calls use(first byte, index of the first value, values, bytes from one to the next) for pieces of the last
+/// dimension, or of all of them where there are no gaps, on all threads.
 template <class Use>
-void for_rows(const Strided& s, const Use& use) {
-  const std::int64_t width = s.shape[s.dims - 1];
-  if (width == 0) return;
-  parallel_for(size_of(s) / width, width, [&](std::int64_t row) {
+void for_pieces(const Strided& s, std::int64_t element, const Use& use) {
+  const std::int64_t width = s.shape[s.dims - 1], size = size_of(s);
+  if (size == 0) return;
+  if (is_contiguous(s, element)) {
+    constexpr std::int64_t most = 4096;
+    return parallel_for(parts(size, most), most, [&](std::int64_t i) {
+      use(s.data + i * most * element, i * most, std::min(most, size - i * most), element);
+    });
+  }
+  parallel_for(size / width, width, [&](std::int64_t row) {
     std::byte* at = s.data;
     std::int64_t rest = row;
     for (int d = s.dims - 1; d-- > 0; rest /= s.shape[d]) at += rest % s.shape[d] * s.strides[d];
-    use(at, row);
+    use(at, row * width, width, s.strides[s.dims - 1]);
   });
 }
 
@@ -144,26 +153,28 @@ Strided bytes(const char* name, const Input& array, int dims) {
 const float* contiguous(const Floats& array, Buffer<float>& memory) {
   if (array.type == DType::f32 && is_contiguous(array, 4)) return reinterpret_cast<const float*>(array.data);
   float* out = memory.resize(size_of(array));
-  const std::int64_t width = array.shape[array.dims - 1], step = array.strides[array.dims - 1];
   const LeafKernels& leaf = leaf_kernels();
-  for_rows(array, [&](const std::byte* at, std::int64_t row) {
-    float* to = out + row * width;
-    if (array.type == DType::bf16 && step == 2)
-      return leaf.bf16_to_f32(reinterpret_cast<const bf16*>(at), to, width);
-    for (std::int64_t i = 0; i < width; ++i) to[i] = read_value(array.type, at + i * step);
-  });
+  for_pieces(array, size_of(array.type),
+             [&](const std::byte* at, std::int64_t first, std::int64_t count, std::int64_t step) {
+               float* to = out + first;
+               if (array.type == DType::bf16 && step == 2)
+                 return leaf.bf16_to_f32(reinterpret_cast<const bf16*>(at), to, count);
+               if (array.type == DType::f16 && step == 2)
+                 return leaf.f16_to_f32(reinterpret_cast<const std::uint16_t*>(at), to, count);
+               for (std::int64_t i = 0; i < count; ++i) to[i] = read_value(array.type, at + i * step);
+             });
   return out;
 }
 
 void write(const float* values, const Floats& array) {
-  const std::int64_t width = array.shape[array.dims - 1], step = array.strides[array.dims - 1];
   const LeafKernels& leaf = leaf_kernels();
-  for_rows(array, [&](std::byte* at, std::int64_t row) {
-    const float* from = values + row * width;
-    if (array.type == DType::bf16 && step == 2)
-      return leaf.f32_to_bf16(from, reinterpret_cast<bf16*>(at), width);
-    for (std::int64_t i = 0; i < width; ++i) write_value(array.type, from[i], at + i * step);
-  });
+  for_pieces(array, size_of(array.type),
+             [&](std::byte* at, std::int64_t first, std::int64_t count, std::int64_t step) {
+               const float* from = values + first;
+               if (array.type == DType::bf16 && step == 2)
+                 return leaf.f32_to_bf16(from, reinterpret_cast<bf16*>(at), count);
+               for (std::int64_t i = 0; i < count; ++i) write_value(array.type, from[i], at + i * step);
+             });
 }
 
 Floats exchanged(Floats array, int one, int other) {
@@ -183,10 +194,8 @@ Buffer<std::int32_t> integers(const char* name, const Input& array, int dims) {
   Strided s;
   describe(name, array, dims, 4, s);
   Buffer<std::int32_t> out(size_of(s));
-  for_rows(s, [&](const std::byte* at, std::int64_t row) {
-    const std::int64_t width = s.shape[s.dims - 1];
-    for (std::int64_t i = 0; i < width; ++i)
-      out[row * width + i] = load<std::int32_t>(at + i * s.strides[s.dims - 1]);
+  for_pieces(s, 4, [&](const std::byte* at, std::int64_t first, std::int64_t count, std::int64_t step) {
+    for (std::int64_t i = 0; i < count; ++i) out[first + i] = load<std::int32_t>(at + i * step);
   });
   return out;
 }

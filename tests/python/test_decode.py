@@ -157,6 +157,13 @@ def test_inputs_may_have_gaps_and_metadata_is_kept():
     assert all((numbers(a) == b).all() for a, b in zip(problem.run(True), (out, lse)))
 
 
+def test_the_stride_of_a_single_value_means_nothing():
+    problem = Problem(KINDS[0], 5, 1, 40, 4, 1, False)
+    out, lse = problem.run(False)
+    problem.table = numpy.lib.stride_tricks.as_strided(problem.table[:, :1].copy(), strides=(4, 5 << 40))
+    assert all((numbers(a) == b).all() for a, b in zip(problem.run(False), (out, lse)))
+
+
 def test_the_scale_is_used():
     problem = Problem(KINDS[0], 1, 1, 50, 4, 1, False)
     rows = problem.rows(0)
