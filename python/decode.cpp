@@ -20,6 +20,9 @@ class Pages {
             lengths_.size(), batch);
     require(block_table.shape[0] == batch, "block_table: found {} sequences, expected {}, as q has",
             block_table.shape[0], batch);
+    require(cache.shape[1] == 1 || cache.strides[1] >= row_bytes(),
+            "k_cache: found rows {} bytes apart, expected at least the {} of a row", cache.strides[1],
+            row_bytes());
     per_sequence_ = block_table.shape[1];
     pages_.assign(static_cast<std::size_t>(batch * per_sequence_), nullptr);
     for (std::int64_t b = 0; b < batch; ++b) list(b);
@@ -32,7 +35,7 @@ class Pages {
             pages_.data() + sequence * per_sequence_,
             0,
             cache_.shape[1],
-            cache_.strides[1],
+            cache_.shape[1] > 1 ? cache_.strides[1] : row_bytes(),
             length(sequence),
             0,
             0,
@@ -40,6 +43,7 @@ class Pages {
   }
 
  private:
+  std::int64_t row_bytes() const { return cache_.shape[3] * size_of(cache_.type); }  // of a head
   void list(std::int64_t b) {
     const std::int64_t page_rows = cache_.shape[1], room = per_sequence_ * page_rows;
     require(lengths_[b] >= 0 && lengths_[b] <= room,

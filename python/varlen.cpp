@@ -59,6 +59,12 @@ struct Call {
   std::int64_t sequences() const { return q_offsets.size() - 1; }
   std::int64_t tokens(std::int64_t s) const { return q_offsets[s + 1] - q_offsets[s]; }
   std::int64_t length(std::int64_t s) const { return kv_offsets[s + 1] - kv_offsets[s]; }
+  /// Query heads of the sequences before.
+  std::int64_t heads_before(std::int64_t s) const { return q_offsets[s] * shape.h_q; }
+  /// Of a sequence, in `all` [tokens][h_q][d_qk].
+  QueryView queries(const float* all, std::int64_t s) const {
+    return {all + heads_before(s) * shape.d_qk, tokens(s), shape.h_q * shape.d_qk, shape.d_qk};
+  }
 };
 
 /// Rows [k | v] of `type`, as kernels take them: all of a kv head, then those of the next.
@@ -88,10 +94,7 @@ const std::byte* interleave(const Call& c, DType type, Buffer<std::byte>& memory
   return rows;
 }
 
-/// Tokens of a sequence from which on they are worth the kernels that share work between tokens.
-constexpr std::int64_t many_tokens = 8;
-
-/// A call's attention: sequences of many tokens over f32 go to the kernels of training.
+/// A call's attention: sequences of many_tokens_from tokens or more over f32 go to the kernels of training.
 class Forward {
  public:
   Forward(const Call& call, DType type, const float* queries, const std::byte* rows, float* out, float* lse)
@@ -104,14 +107,14 @@ class Forward {
     std::vector<AttentionSequence> few;
     std::vector<AttentionForward> many;
     for (std::int64_t i = 0; i < call_.sequences(); ++i) {
-      const std::int64_t first = call_.q_offsets[i], tokens = call_.tokens(i), length = call_.length(i);
-      const QueryView queries{queries_ + first * s.h_q * s.d_qk, tokens, s.h_q * s.d_qk, s.d_qk};
-      float *out = out_ + first * s.h_q * s.d_v, *lse = lse_ + first * s.h_q;
+      const std::int64_t heads = call_.heads_before(i), tokens = call_.tokens(i), length = call_.length(i);
+      const QueryView queries = call_.queries(queries_, i);
+      float *out = out_ + heads * s.d_v, *lse = lse_ + heads;
       pages[i] = rows_ + call_.kv_offsets[i] * row_bytes;
-      if (type_ == DType::f32 && tokens >= many_tokens)
+      if (type_ == DType::f32 && tokens >= many_tokens_from)
         many.push_back({queries, reinterpret_cast<const float*>(pages[i]), length, out, lse});
       else
-        few.push_back({queries, view(pages[i], length), out, lse, nullptr, tokens >= many_tokens});
+        few.push_back({queries, view(pages[i], length), out, lse, nullptr, tokens >= many_tokens_from});
     }
     attend(s, few);
     attend_forward(s, call_.row_shape(), many);
@@ -185,14 +188,9 @@ void varlen_backward(const Input& d_out_array, const Input& q, const Input& k, c
   Buffer<float> d_queries(c.q.shape[0] * s.h_q * s.d_qk), d_rows(s.h_kv * row.head_stride);
   std::vector<AttentionGradient> sequences;
   for (std::int64_t i = 0; i < c.sequences(); ++i) {
-    const std::int64_t first = c.q_offsets[i], first_row = c.kv_offsets[i] * row.row_stride;
-    sequences.push_back({{queries + first * s.h_q * s.d_qk, c.tokens(i), s.h_q * s.d_qk, s.d_qk},
-                         rows + first_row,
-                         c.length(i),
-                         outs + first * s.h_q * s.d_v,
-                         sums + first * s.h_q,
-                         d_outs + first * s.h_q * s.d_v,
-                         d_queries.data() + first * s.h_q * s.d_qk,
+    const std::int64_t heads = c.heads_before(i), first_row = c.kv_offsets[i] * row.row_stride;
+    sequences.push_back({c.queries(queries, i), rows + first_row, c.length(i), outs + heads * s.d_v,
+                         sums + heads, d_outs + heads * s.d_v, d_queries.data() + heads * s.d_qk,
                          d_rows.data() + first_row});
   }
   attend_backward(s, row, sequences);

@@ -133,7 +133,7 @@ void attend(const AttentionShape& shape, QueryView queries, const KvView& kv, fl
 OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries, std::int64_t kv_length,
                                  float* out, Buffer<float>& sums, const LeafKernels& leaf)
     : sequence_(shape, queries, kv_length, out,
-                {part_rows, part_rows, item_queries_of(shape, queries.tokens)}),
+                {part_rows, part_rows, item_queries_of(shape, queries.tokens), true}),
       leaf_(leaf) {
   sequence_.set_sums(sums.resize(2 * sequence_.query_rows()));
 }

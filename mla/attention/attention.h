@@ -11,6 +11,9 @@
 
 namespace mla {
 
+/// Tokens of a sequence from which on AttentionSequence::many_tokens pays.
+constexpr std::int64_t many_tokens_from = 8;
+
 /// One sequence of a batch.
 struct AttentionSequence {
   QueryView queries;
@@ -39,7 +42,8 @@ void attend(const AttentionShape& shape, QueryView queries, const KvView& kv, fl
             const LeafKernels& leaf = leaf_kernels());
 
 /// Attention of one sequence whose rows come part by part, each part summed by itself and the parts merged in
-/// order.
+/// order. Query rows are summed as AttentionSequence::many_tokens says, however many there are: rows that are
+/// made for one call cost more than what a few tokens do with them.
 class OnlineAttention {
  public:
   /// Rows of each part but the last.

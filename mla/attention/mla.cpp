@@ -7,6 +7,7 @@
 #include "mla/attention/prefill.h"
 #include "mla/core/error.h"
 #include "mla/core/parallel.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/ops.h"
 #include "mla/kernels/prefill.h"
 
@@ -78,10 +79,29 @@ void attend_absorbed(const MlaShape& s, const MlaWeights& w, const MlaCall& call
   });
 }
 
-/// Rebuilds rows [first, first + count) of the cache as [k_nope | k_rope | v] per head, in scratch.part_rows.
+/// Where rebuilt rows lie: rows [k_nope | k_rope | v] of one head after those of another, an odd number of
+/// lines apart, so that they use all sets of L1.
+struct ExpandedRows {
+  RowLayout row;
+  std::int64_t row_bytes, head_bytes;
+
+  ExpandedRows(const MlaShape& s, DType type)
+      : row(RowLayout::heads(1, s.qk_head_dim(), s.v_head_dim, type)),
+        row_bytes((parts(row.bytes(), 64) | 1) * 64),
+        head_bytes(OnlineAttention::part_rows * row_bytes) {}
+
+  KvView view(const std::byte* const& page, std::int64_t count) const {
+    KvView rows = dense_view(row, page, count);
+    rows.row_bytes = row_bytes;
+    rows.head_bytes = head_bytes;
+    return rows;
+  }
+};
+
+/// Rebuilds rows [first, first + count) of the cache, in scratch.part_rows.
 void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, const KvView& kv,
                      const RowLayout& cached, std::int64_t first, std::int64_t count,
-                     const RowLayout& expanded, MlaScratch& scratch) {
+                     const ExpandedRows& expanded, MlaScratch& scratch) {
   const std::int64_t room = (count + 63) / 64 * 64;  // so that memory is not taken token by token
   MatrixView<float> latents = matrix_in(scratch.part_latents, room, s.latent_width()).block(0, count);
   for (std::int64_t i = 0; i < count; ++i) cached.read(kv.row(first + i), s.latent_width(), latents.row(i));
@@ -90,18 +110,18 @@ void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call
           .block(0, count);
   matmul(latents.columns(0, s.kv_lora_rank), w.kv_b_proj, call.compute, both);
 
-  scratch.part_rows.resize(room * expanded.bytes());
-  parallel_for(count, expanded.values(), [&](std::int64_t i) {
+  std::byte* const rows = scratch.part_rows.resize(s.num_heads * expanded.head_bytes);
+  parallel_for(count, s.num_heads * expanded.row.values(), [&](std::int64_t i) {
     thread_local Buffer<float> memory;
-    float* row = memory.resize(expanded.values());
+    float* const row = memory.resize(expanded.row.values());
     const float* k_and_v = both.row(i);
     for (std::int64_t h = 0; h < s.num_heads; ++h) {
-      row = std::copy_n(k_and_v, s.qk_nope_head_dim, row);
-      row = std::copy_n(latents.row(i) + s.kv_lora_rank, s.qk_rope_head_dim, row);
-      row = std::copy_n(k_and_v + s.qk_nope_head_dim, s.v_head_dim, row);
+      float* to = std::copy_n(k_and_v, s.qk_nope_head_dim, row);
+      to = std::copy_n(latents.row(i) + s.kv_lora_rank, s.qk_rope_head_dim, to);
+      std::copy_n(k_and_v + s.qk_nope_head_dim, s.v_head_dim, to);
+      expanded.row.write(row, rows + h * expanded.head_bytes + i * expanded.row_bytes);
       k_and_v += s.qk_nope_head_dim + s.v_head_dim;
     }
-    expanded.write(memory.data(), scratch.part_rows.data() + i * expanded.bytes());
   });
 }
 
@@ -116,13 +136,13 @@ void attend_decompressed(const MlaShape& s, const MlaWeights& w, const MlaCall& 
   }
   const AttentionShape shape{
       s.num_heads, s.num_heads, s.qk_head_dim(), s.v_head_dim, static_cast<float>(s.softmax_scale), true};
-  const RowLayout expanded = RowLayout::heads(s.num_heads, s.qk_head_dim(), s.v_head_dim, call.compute);
+  const ExpandedRows expanded(s, call.compute);
   OnlineAttention attention(shape, as_queries(q, s.qk_head_dim()), kv.length, values.data, scratch.sums);
   for (std::int64_t first = 0; first < kv.length; first += OnlineAttention::part_rows) {
     const std::int64_t count = std::min(OnlineAttention::part_rows, kv.length - first);
     decompress_rows(s, w, call, kv, cached, first, count, expanded, scratch);
     const std::byte* page = scratch.part_rows.data();
-    attention.add(dense_view(expanded, page, count), first);
+    attention.add(expanded.view(page, count), first);
   }
   attention.finish(nullptr);
 }

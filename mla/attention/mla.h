@@ -68,7 +68,7 @@ struct MlaScratch {
   Buffer<float> sums;           // [2, tokens, n_h]
   Buffer<float> part_latents;   // [part_rows, d_c + d_r]
   Buffer<float> part_expanded;  // [part_rows, n_h (d_n + d_v)]
-  Buffer<std::byte> part_rows;  // [part_rows] rows [k | v] per head
+  Buffer<std::byte> part_rows;  // [n_h][part_rows] rows [k | v]
 };
 
 /// Tokens that one call works on, and how.

@@ -55,7 +55,7 @@ class TileRows {
 
   PrefillRows get(std::int64_t first, std::int64_t count, std::int64_t offset, Memory& m) const {
     if (!in_place()) return converted(first, count, m);
-    kv_.list_runs(first, count, offset, m.runs, m.copies);
+    kv_.list_runs(first, count, offset, kv_.row_bytes - offset, m.runs, m.copies);
     return {m.runs, kv_.row_bytes, count};
   }
 

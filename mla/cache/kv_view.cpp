@@ -6,8 +6,8 @@
 
 namespace mla {
 
-void KvView::list_runs(std::int64_t first, std::int64_t count, std::int64_t offset, const std::byte** runs,
-                       Buffer<std::byte>& copies) const {
+void KvView::list_runs(std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t bytes,
+                       const std::byte** runs, Buffer<std::byte>& copies) const {
   constexpr std::int64_t size = 4;
   const std::int64_t num_runs = parts(count, size);
   const bool all_copied = page_rows % size != 0 && page_rows < length;
@@ -19,9 +19,9 @@ void KvView::list_runs(std::int64_t first, std::int64_t count, std::int64_t offs
     } else {
       const std::int64_t there = std::min(size, length - at);
       for (std::int64_t r = 0; r < there; ++r)
-        std::memcpy(copy + r * row_bytes, row(at + r), static_cast<std::size_t>(row_bytes));
+        std::memcpy(copy + r * row_bytes, row(at + r) + offset, static_cast<std::size_t>(bytes));
       std::memset(copy + there * row_bytes, 0, static_cast<std::size_t>((size - there) * row_bytes));
-      runs[i] = copy + offset;
+      runs[i] = copy;
       copy += size * row_bytes;
     }
     for (slot += size; slot >= page_rows; slot -= page_rows) ++page;

@@ -157,6 +157,15 @@ def test_inputs_may_have_gaps_and_metadata_is_kept():
     assert all((numbers(a) == b).all() for a, b in zip(problem.run(True), (out, lse)))
 
 
+@pytest.mark.parametrize("page", [64, 5, 1])
+def test_heads_may_lie_in_pages_of_their_own(page):
+    problem = Problem(KINDS[-1], 3, 2, 101, 6, 3, True, page=page)
+    out, lse = (numbers(x) for x in problem.run(True))
+    swap = lambda x: x.transpose(1, 2).contiguous().transpose(1, 2) if torch else x.swapaxes(1, 2).copy().swapaxes(1, 2)
+    problem.cache = swap(problem.cache)
+    assert all((numbers(a) == b).all() for a, b in zip(problem.run(True), (out, lse)))
+
+
 def test_the_stride_of_a_single_value_means_nothing():
     problem = Problem(KINDS[0], 5, 1, 40, 4, 1, False)
     out, lse = problem.run(False)

@@ -25,6 +25,8 @@ DECODE = [
     (TypeError, "q:", dict(q=[1.0])), (TypeError, "q:", dict(q=Q.astype(float))), (TypeError, "q:", dict(q=Q.astype(numpy.int32))),
     (ValueError, "q:", dict(q=Q[0])), (TypeError, "k_cache:", dict(cache=None)), (ValueError, "k_cache:", dict(cache=CACHE[0])),
     (ValueError, "k_cache:", dict(cache=CACHE[..., :500])), (ValueError, "k_cache:", dict(cache=numpy.zeros((3, 64, 1, 1152), numpy.float32)[..., ::2])),
+    (ValueError, "k_cache: found rows -2304", dict(cache=CACHE[:, ::-1])),
+    (ValueError, "k_cache: found rows 0", dict(cache=numpy.broadcast_to(CACHE[:, :1], CACHE.shape))),
     (ValueError, "q:", dict(cache=numpy.zeros((3, 64, 3, 576), numpy.float32))),
     (TypeError, "block_table:", dict(table=None)), (TypeError, "block_table:", dict(table=TABLE.astype(numpy.int64))),
     (ValueError, "block_table:", dict(table=TABLE[:1])), (ValueError, "block_table[1, 1]", dict(table=numpy.array([[0, 9], [0, 3]], numpy.int32))),

@@ -93,6 +93,23 @@ def test_packed_forms_and_repeats_are_the_same_bits():
         assert torch.equal(again[0], out) and torch.equal(again[1], lse)
 
 
+@pytest.mark.parametrize("kind", ["f32"] + ["bf16"] * (torch is not None))
+def test_lengths_of_all_remainders(kind):
+    """Few tokens and many, of several heads, over numbers of rows that are no multiple of anything."""
+    random = numpy.random.default_rng(6)
+    n_q, n_k = numpy.array([1, 2, 3, 7, 8, 9, 21, 5]), numpy.array([5, 6, 7, 9, 10, 11, 33, 8])
+    q, k, v = (to_bf16(random.standard_normal(s)) for s in ((n_q.sum(), 6, 40), (n_k.sum(), 3, 40), (n_k.sum(), 3, 24)))
+    cu_q, cu_k = offsets(n_q), offsets(n_k)
+    expected, expected_lse = by_definition(*(x.astype(float) for x in (q, k, v)), cu_q, cu_k, 0.2, True)
+    arrays = (q, k, v, cu_q, cu_k)
+    if kind == "bf16":
+        arrays = [torch.from_numpy(x) for x in arrays]
+        arrays[:3] = [x.bfloat16() for x in arrays[:3]]
+    out, lse = flash_mla.flash_attn_varlen_func(*arrays, 0, 0, softmax_scale=0.2, causal=True)
+    close(numbers(out), expected, *((1e-5, 1e-4, 1e-9) if kind == "f32" else (1e-3, 8.01 / 128, 7e-6)))
+    close(numbers(lse), expected_lse, 1e-6, 2.01 / 65536)
+
+
 def test_sequences_without_tokens_or_rows():
     random = numpy.random.default_rng(5)
     q, k, v = (random.standard_normal((n, 2, 16)).astype(numpy.float32) for n in (5, 4, 4))
