@@ -98,8 +98,8 @@ constexpr AttendKernel plain(void (*attend)(const AttendQueries&, const AttendRo
 
 constexpr AttendKernel plain_f32 = plain(plain_attend<float>), plain_bf16 = plain(plain_attend<bf16>);
 
-// Rows of other types for f32 kernels: a tile of them at a time is widened, as many as the kernel sums at
-// once.
+// Rows of other types for f32 kernels: a tile of them at a time is widened, as many as the kernel takes
+// (attend_tile.h).
 
 template <const AttendKernel& kernel, const LeafKernels& leaf, DType type>
 void attend_widened(const AttendQueries& q, const AttendRows& rows, void* state) {

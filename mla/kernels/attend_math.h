@@ -79,6 +79,7 @@ void vector_attend(const AttendQueries& q, const AttendRows& rows, void* state) 
   for (std::int64_t first = 0; first < rows.count; first += tile_rows) {
     const std::int64_t count = rows.count - first < tile_rows ? rows.count - first : tile_rows;
     Ahead ahead(q, rows, first + count);
+    // With 256 bits the loops have no room for fetching: it cost more than it brought.
     const Tile t{q, rows, first, count, W == 8 ? nullptr : &ahead};
     Cursor at = start(q, state);
     attend_kind<W / 8>(t, at, q.kinds.eights);
