@@ -98,12 +98,11 @@ constexpr AttendKernel plain(void (*attend)(const AttendQueries&, const AttendRo
 
 constexpr AttendKernel plain_f32 = plain(plain_attend<float>), plain_bf16 = plain(plain_attend<bf16>);
 
-// Rows of other types for f32 kernels: a tile of them at a time is widened, as many as the kernel takes
-// (attend_tile.h).
+// Rows of other types for f32 kernels: a tile of them at a time is widened, as many as the kernel takes.
 
 template <const AttendKernel& kernel, const LeafKernels& leaf, DType type>
 void attend_widened(const AttendQueries& q, const AttendRows& rows, void* state) {
-  const std::int64_t tile_rows = leaf.isa == Isa::avx2 ? 96 : 180;
+  const std::int64_t tile_rows = f32_tile_rows(leaf.isa == Isa::avx2 ? 8 : 16);
   thread_local WidenedRows tile;
   for (std::int64_t first = 0; first < rows.count; first += tile_rows)
     kernel.attend(q, tile.fill(type, q, rows, first, tile_rows, leaf), state);

@@ -102,6 +102,12 @@ const AttendKernel& attend_kernel(DType type, const LeafKernels& leaf, std::int6
 /// widened a tile at a time.
 const AttendKernel& f32_attend_kernel(DType type, const LeafKernels& leaf);
 
+/// Rows that a kernel of f32 rows, with vectors of `width` floats, takes scores and values of in turn: V3's
+/// stay in an L2 cache of 1 MiB, or where there are only 256 bits, of half as much.
+constexpr std::int64_t f32_tile_rows(std::int64_t width) {
+  return width == 8 ? 96 : 180;
+}
+
 // The kernels of f32 rows, in the instruction-set files.
 extern const AttendKernel avx2_f32_attend;
 extern const AttendKernel avx512_f32_attend;

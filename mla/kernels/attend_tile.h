@@ -5,9 +5,7 @@
 namespace mla {
 namespace {
 
-/// Rows that scores and values are taken of in turn: V3's in f32 stay in an L2 cache of 1 MiB, or where there
-/// are only 256 bits, of half as much.
-constexpr std::int64_t tile_rows = W == 16 ? 180 : 96;
+constexpr std::int64_t tile_rows = f32_tile_rows(W);
 constexpr std::int64_t tile_runs = tile_rows / AttendRows::run;
 constexpr float lowest = -3.402823466e38f;  // stands for a maximum before the first row
 

@@ -8,9 +8,10 @@ namespace mla {
 /// int8 (latent_row.h with d_c = d_v). A thread keeps one and fills it time and again.
 class WidenedRows {
  public:
-  static constexpr std::int64_t most_rows = 192;
+  static constexpr std::int64_t most_rows = f32_tile_rows(16);
 
-  /// Rows [first, first + count) of `rows`, as far as there are so many. What is returned refers to this.
+  /// Rows [first, first + count) of `rows`, as far as there are so many; at most most_rows. What is returned
+  /// refers to this.
   AttendRows fill(DType type, const AttendQueries& q, const AttendRows& rows, std::int64_t first,
                   std::int64_t count, const LeafKernels& leaf);
 
