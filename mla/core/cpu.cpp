@@ -9,6 +9,12 @@
 namespace mla {
 namespace {
 
+#ifdef MLA_EMULATE_AVX512
+constexpr bool is_emulated = true;  // a build for tests: AVX-512 as loops
+#else
+constexpr bool is_emulated = false;
+#endif
+
 constexpr Isa best_first[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::scalar};
 
 /// Every CPU with AVX2 has it, but it has a bit of its own, which clang 14's __builtin_cpu_supports does not
@@ -41,11 +47,13 @@ bool supports(Isa isa) {
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case Isa::avx512:
-      return supports(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+      return supports(Isa::avx2) &&
+             (is_emulated || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")));
     case Isa::avx512_bf16:
-      return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16") &&
-             __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+      return supports(Isa::avx512) &&
+             (is_emulated || (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+                              __builtin_cpu_supports("avx512vbmi")));
   }
   return false;
 }

@@ -66,7 +66,9 @@ struct ValueSums {
 #pragma GCC unroll 2
     for (int c = 0; c < C; ++c) {
       __m512i even = _mm512_loadu_si512(first + c * 64), odd = _mm512_loadu_si512(second + c * 64);
+#ifdef __AVX512F__                      // not emulated
       asm("" : "+v"(even), "+v"(odd));  // gcc would load each twice
+#endif
       l[c] = as_pairs(_mm512_unpacklo_epi16(even, odd));
       h[c] = as_pairs(_mm512_unpackhi_epi16(even, odd));
     }

@@ -19,17 +19,26 @@ constexpr int most_runs = 3;           // of four rows, of one score block
 constexpr int sum_start = 0x4B400000;  // the bits of 1.5 * 2^23
 constexpr float sum_start_value = 12582912.0f;
 
-// As assembly: gcc 12 spills accumulators that intrinsics take as integers here and as floats there.
+// As assembly: gcc 12 spills accumulators that intrinsics take as integers here and as floats there. (Where
+// AVX-512 is emulated, there are only the intrinsics.)
 
 __attribute__((always_inline)) inline __m512i add_products_of_bytes(__m512i sum, __m512i unsigned_bytes,
                                                                     __m512i signed_bytes) {
+#ifdef __AVX512VNNI__
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
   return sum;
+#else
+  return _mm512_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
+#endif
 }
 
 __attribute__((always_inline)) inline __m512i add_products_of_bf16(__m512i sum, __m512i a, __m512i b) {
+#ifdef __AVX512BF16__
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   return sum;
+#else
+  return _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sum), as_pairs(a), as_pairs(b)));
+#endif
 }
 
 /// How a group of queries lies in the 16 lanes of a register: P partial sums of each of 16 / P queries. A
