@@ -5,12 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
 
 #include "support/attention_problem.h"
-#include "support/edge.h"
+#include "support/heads_apart.h"
 #include "support/oracle.h"
 
 namespace mla {
@@ -290,34 +289,6 @@ TEST_F(AttentionBitsTest, SameInACallOfManySequencesAsAlone) {
   attend({20, 1, 40, 32, 1.0f, true}, std::span<const AttentionSequence>{});  // none at all
 }
 
-/// The same rows in pages of [head][row], which end where nothing may be read.
-class HeadsApart {
- public:
-  HeadsApart(const Problem& p, const KvView& together, std::int64_t page_rows) : view_(together) {
-    const std::int64_t bytes = together.head_bytes, heads = p.shape.h_kv;
-    view_.page_offset = 0;
-    view_.page_rows = page_rows;
-    view_.row_bytes = bytes;
-    view_.head_bytes = page_rows * bytes;
-    for (std::int64_t first = 0; first < view_.length; first += page_rows) {
-      memory_.push_back(std::make_unique<test::Edge<std::byte>>(heads * view_.head_bytes));
-      table_.push_back(memory_.back()->data());
-      for (std::int64_t r = first; r < std::min(first + page_rows, view_.length); ++r) {
-        for (std::int64_t h = 0; h < heads; ++h)
-          std::memcpy(memory_.back()->data() + h * view_.head_bytes + (r - first) * bytes,
-                      together.row(r) + h * bytes, static_cast<std::size_t>(bytes));
-      }
-    }
-    view_.pages = table_.data();
-  }
-  const KvView& view() const { return view_; }
-
- private:
-  std::vector<std::unique_ptr<test::Edge<std::byte>>> memory_;
-  std::vector<const std::byte*> table_;
-  KvView view_;
-};
-
 TEST_F(AttentionBitsTest, SameWhereverHeadsLie) {
   int seen = 0;
   for (const Problem& p : problems()) {
@@ -325,7 +296,7 @@ TEST_F(AttentionBitsTest, SameWhereverHeadsLie) {
     const Pages together(p.layout, p.rows, 64);
     const Result expected = p.run(together.view());
     for (const std::int64_t page_rows : {p.rows.length, std::int64_t{8}, std::int64_t{5}, std::int64_t{1}}) {
-      const HeadsApart apart(p, together.view(), page_rows);
+      const test::HeadsApart apart(together.view(), p.shape.h_kv, page_rows);
       EXPECT_EQ(expected, p.run(apart.view())) << describe(p, page_rows, selected_isa());
       ++seen;
     }

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "mla/kernels/prefill.h"
+#include "support/heads_apart.h"
 #include "support/oracle.h"
 
 namespace mla {
@@ -295,6 +296,11 @@ TEST_F(PrefillTest, HeadsThatLieInRows) {
         prefill_heads(shape, view, cached.view(), out.data());
         if (threads == 1) expected = out;
         EXPECT_EQ(expected, out);
+      }
+      for (const std::int64_t page_rows : {length, std::int64_t{8}, std::int64_t{5}}) {
+        std::vector<float> out(expected.size(), nan);
+        prefill_heads(shape, view, test::HeadsApart(cached.view(), h_kv, page_rows).view(), out.data());
+        EXPECT_EQ(expected, out) << "pages of each head's rows: " << page_rows;
       }
       const std::vector<float> near = rounded_queries(queries, shape.scale);
       expect_near(test::plain_attention(shape, {near.data(), tokens, h_q * d_qk, d_qk}, plain), expected,

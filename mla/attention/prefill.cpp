@@ -53,9 +53,13 @@ class TileRows {
 
   bool in_place() const { return kv_.type == DType::bf16; }
 
-  PrefillRows get(std::int64_t first, std::int64_t count, std::int64_t offset, Memory& m) const {
-    if (!in_place()) return converted(first, count, m);
-    kv_.list_runs(first, count, offset, kv_.row_bytes - offset, m.runs, m.copies);
+  PrefillRows get(std::int64_t first, std::int64_t count, Memory& m) const {
+    return in_place() ? in_runs(first, count, 0, kv_.row_bytes, m) : converted(first, count, m);
+  }
+  /// Of rows in place, `bytes` from `offset` on.
+  PrefillRows in_runs(std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t bytes,
+                      Memory& m) const {
+    kv_.list_runs(first, count, offset, bytes, m.runs, m.copies);
     return {m.runs, kv_.row_bytes, count};
   }
 
@@ -88,7 +92,7 @@ class LatentSource {
 
   bool in_place() const { return rows_.in_place(); }
   PrefillRows rows(std::int64_t first, std::int64_t count, std::int64_t, Memory& m) const {
-    return rows_.get(first, count, 0, m);
+    return rows_.get(first, count, m);
   }
 
   std::int64_t weight_values() const { return chunks() * PrefillWeights::chunk_values(shape_.kv_lora_rank); }
@@ -147,11 +151,14 @@ class LatentSource {
 class HeadSource {
  public:
   HeadSource(const AttentionShape& shape, const KvView& kv)
-      : group_(shape.h_q / shape.h_kv), kv_(kv), rows_(kv, nullptr) {}
+      : group_(shape.h_q / shape.h_kv),
+        bytes_(kv.head_row_bytes(shape.d_qk, shape.d_v)),
+        kv_(kv),
+        rows_(kv, nullptr) {}
 
   bool in_place() const { return true; }
   PrefillRows rows(std::int64_t first, std::int64_t count, std::int64_t head, Memory& m) const {
-    return rows_.get(first, count, head / group_ * kv_.head_bytes, m);
+    return rows_.in_runs(first, count, head / group_ * kv_.head_bytes, bytes_, m);
   }
   std::int64_t weight_values() const { return 0; }
   void prepare(std::int64_t, bf16*) const {}
@@ -162,7 +169,7 @@ class HeadSource {
   }
 
  private:
-  std::int64_t group_;
+  std::int64_t group_, bytes_;
   const KvView& kv_;
   TileRows rows_;
 };

@@ -39,13 +39,6 @@ QueryKinds kinds_of(std::int64_t heads) {
   return {eights, rest & 4, rest & 2, rest & 1};
 }
 
-/// Bytes that are read of a head's row.
-std::int64_t head_row_bytes(const AttentionShape& s, const KvView& rows) {
-  if (rows.type == DType::f8_e4m3 || rows.type == DType::i8) return rows.row_bytes;
-  const std::int64_t size = size_of(rows.type);
-  return std::max(rows.key_offset + s.d_qk * size, rows.value_offset + s.d_v * size);
-}
-
 }  // namespace
 
 SequenceAttention::SequenceAttention(const AttentionShape& shape, QueryView queries, std::int64_t kv_length,
@@ -158,8 +151,8 @@ void SequenceAttention::attend_rows(const Item& item, const std::byte* packed, c
   if (most == 0) return;
   thread_local Buffer<std::byte> copies;
   const std::byte* runs[(AttendRows::max_count + rows_ahead) / AttendRows::run];
-  part.list_runs(begin, end - begin + ahead, item.kv_head * part.head_bytes, head_row_bytes(shape_, part),
-                 runs, copies);
+  part.list_runs(begin, end - begin + ahead, item.kv_head * part.head_bytes,
+                 part.head_row_bytes(shape_.d_qk, shape_.d_v), runs, copies);
   AttendRows rows{
       runs, part.row_bytes, most, end - begin + ahead - most, visible, part.key_offset, part.value_offset};
   if (!lines.empty()) {

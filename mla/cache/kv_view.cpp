@@ -1,10 +1,16 @@
 #include "mla/cache/kv_view.h"
-#include "mla/core/parts.h"
 
 #include <algorithm>
 #include <cstring>
 
+#include "mla/core/parts.h"
+
 namespace mla {
+
+std::int64_t KvView::head_row_bytes(std::int64_t d_qk, std::int64_t d_v) const {
+  if (type == DType::f8_e4m3 || type == DType::i8) return row_bytes;
+  return std::max(key_offset + d_qk * size_of(type), value_offset + d_v * size_of(type));
+}
 
 void KvView::list_runs(std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t bytes,
                        const std::byte** runs, Buffer<std::byte>& copies) const {

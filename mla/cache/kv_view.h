@@ -25,6 +25,9 @@ struct KvView {
     return pages[i / page_rows] + page_offset + i % page_rows * row_bytes;
   }
 
+  /// Bytes of a row from a head's start to the end of its key and value; of quantised latents all.
+  std::int64_t head_row_bytes(std::int64_t d_qk, std::int64_t d_v) const;
+
   /// The rows [first, first + count) in runs of four, `first` being a multiple of four: runs[i] is row first
   /// + 4 i plus `offset` bytes, with the next three rows at row_bytes from it. A run that crosses pages or
   /// ends behind the last row is copied into `copies`: `bytes` of each row from there on, and zeros for rows
