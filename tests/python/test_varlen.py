@@ -112,6 +112,27 @@ def test_lengths_of_all_remainders(kind):
     close(numbers(lse), expected_lse, 1e-6, 2.01 / 65536)
 
 
+@needs_torch
+def test_heads_of_large_calls_are_those_of_small_ones():
+    """A call goes through 256 MiB of memory in parts: here of about 13 heads."""
+    random = numpy.random.default_rng(7)
+    cu_q, cu_k = torch.tensor([0, 9, 20], dtype=torch.int32), torch.tensor([0, 9000, 20000], dtype=torch.int32)
+    q, k, v, d_out = (torch.from_numpy(random.random((n, heads, d), numpy.float32) - 0.5)
+                      for n, heads, d in ((20, 64, 192), (20000, 32, 192), (20000, 32, 64), (20, 64, 64)))
+
+    def results(first, end):
+        inputs = [q[:, 2 * first:2 * end], k[:, first:end], v[:, first:end]]
+        inputs = [x.bfloat16().requires_grad_() for x in inputs]
+        out, lse = flash_mla.flash_attn_varlen_func(*inputs, cu_q, cu_k, 0, 0, softmax_scale=2.0, causal=True)
+        out.backward(d_out[:, 2 * first:2 * end].bfloat16())
+        return (out, lse, *(x.grad for x in inputs))
+    whole = results(0, 32)
+    for first, end in ((0, 1), (12, 15), (27, 32)):
+        for all_heads, some in zip(whole, results(first, end)):
+            each = all_heads.shape[1] // 32
+            assert torch.equal(all_heads[:, each * first:each * end], some)
+
+
 def test_sequences_without_tokens_or_rows():
     random = numpy.random.default_rng(5)
     q, k, v = (random.standard_normal((n, 2, 16)).astype(numpy.float32) for n in (5, 4, 4))
