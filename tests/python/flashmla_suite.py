@@ -268,9 +268,11 @@ def work(name, arguments):
 
 
 def memory(name, arguments):
-    """About the GiB of a case's caches, or of a prefill's tensors or of comparing its output."""
+    """About the GiB of a case's caches, or of its tensors, or of comparing a prefill's output."""
     if name == "fmha":
-        return 0
+        b, s_q, s_k, varied, h, h_k, d, d_v = arguments[:8]
+        tensors = b * (s_q * h + s_k * h_k) * (d + d_v) * 2 * (1.2 if varied else 1)  # q, k, v and d_out
+        return tensors * (7 if arguments[-1] else 4) / 2 ** 30  # the leaves and two gradients; theirs too where they compare
     p = arguments[0]
     if name == "sparse-prefill":
         tensors = 2 * (p.d_qk + 128 + 2 * p.d_v + 128)  # q and d_out as they copy them, out or d_out
