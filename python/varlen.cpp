@@ -133,19 +133,20 @@ const std::byte* interleave(const Part& p, DType type, Buffer<std::byte>& memory
 class Forward {
  public:
   Forward(const Part& part, DType type, const float* queries, const std::byte* rows, float* out, float* lse)
-      : call_(part.call), part_(part), type_(type), queries_(queries), rows_(rows), out_(out), lse_(lse) {}
+      : part_(part), type_(type), queries_(queries), rows_(rows), out_(out), lse_(lse) {}
 
   void run() const {
     const AttentionShape& s = part_.shape;
-    const std::int64_t row_bytes = call_.row_values() * size_of(type_);
-    std::vector<const std::byte*> pages(static_cast<std::size_t>(call_.sequences()));
+    const Call& call = part_.call;
+    const std::int64_t row_bytes = call.row_values() * size_of(type_);
+    std::vector<const std::byte*> pages(static_cast<std::size_t>(call.sequences()));
     std::vector<AttentionSequence> few;
     std::vector<AttentionForward> many;
-    for (std::int64_t i = 0; i < call_.sequences(); ++i) {
-      const std::int64_t heads = part_.heads_before(i), tokens = call_.tokens(i), length = call_.length(i);
+    for (std::int64_t i = 0; i < call.sequences(); ++i) {
+      const std::int64_t heads = part_.heads_before(i), tokens = call.tokens(i), length = call.length(i);
       const QueryView queries = part_.queries(queries_, i);
       float *out = out_ + heads * s.d_v, *lse = lse_ + heads;
-      pages[i] = rows_ + call_.kv_offsets[i] * row_bytes;
+      pages[i] = rows_ + call.kv_offsets[i] * row_bytes;
       if (type_ == DType::f32 && tokens >= many_tokens_from)
         many.push_back({queries, reinterpret_cast<const float*>(pages[i]), length, out, lse});
       else
@@ -159,11 +160,10 @@ class Forward {
   KvView view(const std::byte* const& page, std::int64_t length) const {
     const AttentionShape& s = part_.shape;
     KvView kv = dense_view(RowLayout::heads(1, s.d_qk, s.d_v, type_), page, length);
-    kv.head_bytes = call_.k.shape[0] * kv.row_bytes;
+    kv.head_bytes = part_.call.k.shape[0] * kv.row_bytes;
     return kv;
   }
 
-  const Call& call_;
   const Part& part_;
   DType type_;
   const float* queries_;

@@ -46,31 +46,32 @@ class Parts {
   std::int64_t used_ = 0;
 };
 
+/// Rows that lie in the cache as bf16: `bytes` of each from `offset` on.
+PrefillRows rows_in_place(const KvView& kv, std::int64_t first, std::int64_t count, std::int64_t offset,
+                          std::int64_t bytes, Memory& m) {
+  kv.list_runs(first, count, offset, bytes, m.runs, m.copies);
+  return {m.runs, kv.row_bytes, count};
+}
+
 /// Rows of the cache, tile by tile, as bf16.
 class TileRows {
  public:
-  TileRows(const KvView& kv, const RowLayout* layout) : kv_(kv), layout_(layout) {}
+  TileRows(const KvView& kv, const RowLayout& layout) : kv_(kv), layout_(layout) {}
 
   bool in_place() const { return kv_.type == DType::bf16; }
 
   PrefillRows get(std::int64_t first, std::int64_t count, Memory& m) const {
-    return in_place() ? in_runs(first, count, 0, kv_.row_bytes, m) : converted(first, count, m);
-  }
-  /// Of rows in place, `bytes` from `offset` on.
-  PrefillRows in_runs(std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t bytes,
-                      Memory& m) const {
-    kv_.list_runs(first, count, offset, bytes, m.runs, m.copies);
-    return {m.runs, kv_.row_bytes, count};
+    return in_place() ? rows_in_place(kv_, first, count, 0, kv_.row_bytes, m) : converted(first, count, m);
   }
 
  private:
   PrefillRows converted(std::int64_t first, std::int64_t count, Memory& m) const {
-    const std::int64_t width = layout_->values(), padded = (count + 3) / 4 * 4;
+    const std::int64_t width = layout_.values(), padded = (count + 3) / 4 * 4;
     bf16* rows = m.rows.resize(prefill_tile * width);
     parallel_for(count, width, [&](std::int64_t i) {
       thread_local Buffer<float> memory;
       float* values = memory.resize(width);
-      layout_->read(kv_.row(first + i), width, values);
+      layout_.read(kv_.row(first + i), width, values);
       leaf_kernels().f32_to_bf16(values, rows + i * width, width);
     });
     std::fill(rows + count * width, rows + padded * width, bf16{0});
@@ -81,14 +82,14 @@ class TileRows {
   }
 
   const KvView& kv_;
-  const RowLayout* layout_;
+  const RowLayout& layout_;
 };
 
 /// Keys and values that are rebuilt from latents.
 class LatentSource {
  public:
   LatentSource(const LatentShape& shape, const Weight& weight, const KvView& kv, const RowLayout& layout)
-      : shape_(shape), weight_(weight), rows_(kv, &layout) {}
+      : shape_(shape), weight_(weight), rows_(kv, layout) {}
 
   bool in_place() const { return rows_.in_place(); }
   PrefillRows rows(std::int64_t first, std::int64_t count, std::int64_t, Memory& m) const {
@@ -151,14 +152,11 @@ class LatentSource {
 class HeadSource {
  public:
   HeadSource(const AttentionShape& shape, const KvView& kv)
-      : group_(shape.h_q / shape.h_kv),
-        bytes_(kv.head_row_bytes(shape.d_qk, shape.d_v)),
-        kv_(kv),
-        rows_(kv, nullptr) {}
+      : group_(shape.h_q / shape.h_kv), bytes_(kv.head_row_bytes(shape.d_qk, shape.d_v)), kv_(kv) {}
 
   bool in_place() const { return true; }
   PrefillRows rows(std::int64_t first, std::int64_t count, std::int64_t head, Memory& m) const {
-    return rows_.in_runs(first, count, head / group_ * kv_.head_bytes, bytes_, m);
+    return rows_in_place(kv_, first, count, head / group_ * kv_.head_bytes, bytes_, m);
   }
   std::int64_t weight_values() const { return 0; }
   void prepare(std::int64_t, bf16*) const {}
@@ -171,7 +169,6 @@ class HeadSource {
  private:
   std::int64_t group_, bytes_;
   const KvView& kv_;
-  TileRows rows_;
 };
 
 /// All heads of a call: heads run side by side, and those that are left over when every thread has had as
