@@ -1,7 +1,5 @@
 #include "python/arrays.h"
 
-#include <nanobind/ndarray.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -20,6 +18,12 @@ bool is(const Tensor& t, Code code, int bits) {
   return t.code == static_cast<int>(code) && t.bits == bits;
 }
 
+std::int64_t size_of(const Strided& s) {
+  std::int64_t size = 1;
+  for (int d = 0; d < s.dims; ++d) size *= s.shape[d];
+  return size;
+}
+
 void describe(const char* name, const Tensor& array, int dims, std::int64_t element, Strided& s) {
   require(array.ndim == dims, "{}: found {} dimensions, expected {}", name, array.ndim, dims);
   s.name = name;
@@ -29,6 +33,9 @@ void describe(const char* name, const Tensor& array, int dims, std::int64_t elem
     s.shape[d] = array.shape[d];
     s.strides[d] = array.stride[d] * element;
   }
+  if (size_of(s) > 0) return;
+  // Strides of a tensor without values say nothing (numpy: 0): those that a dense one would have.
+  for (int d = dims; d-- > 0; element *= std::max(s.shape[d], std::int64_t{1})) s.strides[d] = element;
 }
 
 bool is_contiguous(const Strided& s, std::int64_t element) {
@@ -36,12 +43,6 @@ bool is_contiguous(const Strided& s, std::int64_t element) {
     if (s.shape[d] != 1 && s.strides[d] != element) return false;
   }
   return true;
-}
-
-std::int64_t size_of(const Strided& s) {
-  std::int64_t size = 1;
-  for (int d = 0; d < s.dims; ++d) size *= s.shape[d];
-  return size;
 }
 
 /// Calls use(first byte, index of the first value, values, bytes from one to the next) for pieces of the last
@@ -99,7 +100,7 @@ bool Tensor::read(nb::handle from, Tensor& t) noexcept {
            {},
            array.dtype().code,
            array.dtype().bits,
-           nb::borrow(from)};
+           nb::ndarray<>(array)};
       for (int d = 0; d < t.ndim; ++d) {
         t.shape[d] = static_cast<std::int64_t>(array.shape(d));
         t.stride[d] = array.stride(d);
@@ -115,7 +116,7 @@ bool Tensor::read(nb::handle from, Tensor& t) noexcept {
          {},
          nb::cast<int>(parts[3]),
          nb::cast<int>(parts[4]),
-         nb::borrow(from)};
+         {}};
     for (int d = 0; d < t.ndim; ++d) {
       t.shape[d] = nb::cast<std::int64_t>(shape[d]);
       t.stride[d] = nb::cast<std::int64_t>(stride[d]);
@@ -210,6 +211,27 @@ void expect_dense_rows(const Strided& array, std::int64_t element) {
   require(array.shape[last] <= 1 || array.strides[last] == element,
           "{}: found values {} bytes apart in the last dimension, expected {}: it may not be strided",
           array.name, array.strides[last], element);
+}
+
+nb::tuple lent(const nb::ndarray<nb::ro, nb::device::cpu>& array) {
+  nb::list shape, strides;
+  for (std::size_t d = 0; d < array.ndim(); ++d) {
+    shape.append(array.shape(d));
+    strides.append(array.stride(d));
+  }
+  using Kept = nb::ndarray<nb::ro, nb::device::cpu>;
+  const nb::capsule keeper(new Kept(array), [](void* kept) noexcept { delete static_cast<Kept*>(kept); });
+  return nb::make_tuple(reinterpret_cast<std::uintptr_t>(array.data()), nb::tuple(shape), nb::tuple(strides),
+                        +array.dtype().code, +array.dtype().bits, keeper);
+}
+
+nb::ndarray<nb::array_api> blank(const std::vector<std::size_t>& shape, int code, int bits) {
+  std::size_t bytes = static_cast<std::size_t>(bits) / 8;
+  for (const std::size_t size : shape) bytes *= size;
+  auto* const data = new std::byte[bytes];
+  const nb::capsule keeper(data, [](void* p) noexcept { delete[] static_cast<std::byte*>(p); });
+  const nb::dlpack::dtype type{static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(bits), 1};
+  return nb::ndarray<nb::array_api>(data, shape.size(), shape.data(), keeper, nullptr, type);
 }
 
 }  // namespace mla::python

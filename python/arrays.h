@@ -1,11 +1,13 @@
 #pragma once
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "mla/core/buffer.h"
 #include "mla/core/dtype.h"
@@ -16,9 +18,9 @@ namespace mla::python {
 
 namespace nb = nanobind;
 
-/// A tensor as Python gave it: anything with DLPack or the buffer protocol, or the tuple (address, shape,
-/// strides in elements, DLPack's type code, bits) that mla/_arrays.py makes of torch's, whose DLPack takes
-/// five times as long.
+/// A tensor as Python gave it: numpy's, or the tuple (address, shape, strides in elements, DLPack's type
+/// code, bits, perhaps what keeps the memory) that mla/_arrays.py makes of torch's, whose DLPack takes five
+/// times as long, and of others'.
 struct Tensor {
   static constexpr int most_dims = 8;
   void* data = nullptr;
@@ -26,7 +28,7 @@ struct Tensor {
   std::int64_t shape[most_dims]{};
   std::int64_t stride[most_dims]{};  ///< elements
   int code = 0, bits = 0;            ///< of the type, as in DLPack
-  nb::object owner;                  ///< of the memory
+  nb::ndarray<> numpys;              ///< keeps the memory; that of a tuple is kept by who gave it
 
   /// False, without a Python error, if `from` is no tensor.
   static bool read(nb::handle from, Tensor& tensor) noexcept;
@@ -54,7 +56,7 @@ struct Floats : Strided {
   DType type = DType::f32;
 };
 
-/// Throw Error, naming the argument, for other types and numbers of dimensions.
+/// Throw TypeError for other types and Error for other numbers of dimensions, naming the argument.
 Floats floats(const char* name, const Tensor& array, int dims);
 /// Bytes: int8, uint8 or a type of 8 bits.
 Strided bytes(const char* name, const Input& array, int dims);
@@ -75,6 +77,11 @@ Buffer<std::int32_t> integers(const char* name, const Input& array, int dims);
 void expect_size(const Strided& array, int dim, std::int64_t expected);
 /// Throws Error unless neighbouring values of the last dimension are neighbours in memory.
 void expect_dense_rows(const Strided& array, std::int64_t element);
+
+/// What a DLPack tensor is: the tuple that Tensor::read takes, with what keeps the memory.
+nb::tuple lent(const nb::ndarray<nb::ro, nb::device::cpu>& array);
+/// A new tensor that speaks DLPack.
+nb::ndarray<nb::array_api> blank(const std::vector<std::size_t>& shape, int code, int bits);
 
 }  // namespace mla::python
 

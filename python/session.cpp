@@ -17,19 +17,31 @@ namespace {
 
 namespace nb = nanobind;
 
+/// What forks share, as they share pages. Python's lock guards it.
+struct Forks {
+  std::atomic<bool> in_use = false;
+  std::vector<Session>
+      left;  ///< of conversations that ended while another was in use: they go when it is done
+};
+
 /// A session, and the model that it keeps alive.
 class Conversation {
  public:
-  using Flag = std::shared_ptr<std::atomic<bool>>;
-
-  Conversation(std::shared_ptr<const Model> model, Session session, Flag in_use)
-      : model_(std::move(model)), session_(std::move(session)), in_use_(std::move(in_use)) {}
+  Conversation(std::shared_ptr<const Model> model, Session session, std::shared_ptr<Forks> forks)
+      : model_(std::move(model)), session_(std::move(session)), forks_(std::move(forks)) {
+    length_ = session_.length();
+  }
+  ~Conversation() {
+    if (forks_->in_use) forks_->left.push_back(std::move(session_));
+  }
+  Conversation(const Conversation&) = delete;
+  Conversation& operator=(const Conversation&) = delete;
 
   /// [vocab], behind the last of `ids`.
   Values feed(const Ids& ids) {
     const auto vocab = static_cast<std::size_t>(model_->transformer.config().vocab_size);
     std::unique_ptr<float[]> out(new float[vocab]);
-    const InUse using_it(*in_use_, name);
+    const Turn turn(*this);
     {
       nb::gil_scoped_release released;
       std::ranges::copy(session_.feed(ids), out.get());
@@ -41,7 +53,7 @@ class Conversation {
     require(!ids.empty(), "ids: found none, expected at least one");
     const auto count = static_cast<std::int64_t>(ids.size()), vocab = model_->transformer.config().vocab_size;
     std::unique_ptr<float[]> out(new float[static_cast<std::size_t>(count * vocab)]);
-    const InUse using_it(*in_use_, name);
+    const Turn turn(*this);
     {
       nb::gil_scoped_release released;
       session_.feed_all(ids, {out.get(), count, vocab});
@@ -49,7 +61,7 @@ class Conversation {
     return array_of(std::move(out), {ids.size(), static_cast<std::size_t>(vocab)});
   }
   void append(const Ids& ids) {
-    const InUse using_it(*in_use_, name);
+    const Turn turn(*this);
     nb::gil_scoped_release released;
     session_.append(ids);
   }
@@ -57,7 +69,7 @@ class Conversation {
   Values rows(std::int64_t layer) {
     const std::int64_t layers = model_->transformer.config().num_layers;
     require(layer >= 0 && layer < layers, "layer: found {}, expected 0 to {}", layer, layers - 1);
-    const InUse using_it(*in_use_, name);
+    const Turn turn(*this);
     const KvView view = session_.cache().view(layer);
     const RowLayout& layout = session_.cache().pool().layout();
     const std::int64_t width = layout.values();
@@ -66,22 +78,40 @@ class Conversation {
     return array_of(std::move(out), {static_cast<std::size_t>(view.length), static_cast<std::size_t>(width)});
   }
   void truncate(std::int64_t length) {
-    const InUse using_it(*in_use_, name);
+    const Turn turn(*this);
     session_.truncate(length);
   }
   std::unique_ptr<Conversation> fork() {
-    const InUse using_it(*in_use_, name);
-    return std::make_unique<Conversation>(model_, session_.fork(), in_use_);
+    const Turn turn(*this);
+    return std::make_unique<Conversation>(model_, session_.fork(), forks_);
   }
-  std::int64_t length() const { return session_.length(); }
+  /// As the last call left it: another thread may be feeding.
+  std::int64_t length() const { return length_; }
   std::int64_t max_tokens() const { return session_.max_tokens(); }
-  std::int64_t cache_bytes() const { return session_.cache().pool().bytes_in_use(); }
+  std::int64_t cache_bytes() {
+    const Turn turn(*this);
+    return session_.cache().pool().bytes_in_use();
+  }
 
  private:
-  static constexpr const char* name = "session or a fork of it";
+  /// One call that uses the session or its pages. Begins and ends with Python's lock held.
+  class Turn {
+   public:
+    explicit Turn(Conversation& of) : of_(of), in_use_(of.forks_->in_use, "session or a fork of it") {}
+    ~Turn() {
+      of_.forks_->left.clear();
+      of_.length_ = of_.session_.length();
+    }
+
+   private:
+    Conversation& of_;
+    InUse in_use_;
+  };
+
   std::shared_ptr<const Model> model_;
   Session session_;
-  Flag in_use_;  // forks share it, as they share pages
+  std::int64_t length_ = 0;
+  std::shared_ptr<Forks> forks_;
 };
 
 }  // namespace
@@ -94,8 +124,7 @@ void bind_session(nb::module_& m) {
           [](Conversation* self, std::shared_ptr<Model> model, const std::string& attention,
              const std::string& dtype, const std::string& cache_dtype, std::int64_t max_tokens) {
             const SessionOptions options = model->options(attention, dtype, cache_dtype, max_tokens);
-            new (self) Conversation(model, Session(model->transformer, options),
-                                    std::make_shared<std::atomic<bool>>(false));
+            new (self) Conversation(model, Session(model->transformer, options), std::make_shared<Forks>());
           },
           "model"_a, "attention"_a, "dtype"_a, "cache_dtype"_a, "max_tokens"_a)
       .def("append", &Conversation::append, "ids"_a)

@@ -41,32 +41,25 @@ RowTable plain_table(const Floats& kv) {
   return {format, kv.data, kv.shape[0], 1, kv.strides[0], kv.strides[0], kv.shape[2]};
 }
 
-/// indices [queries..., n] of a table, of which the first lengths[query / each] count.
+/// indices [n][each][per_query] of a table, of which the first lengths[n] count.
 struct Indices {
   const RowTable* table = nullptr;
   Buffer<std::int32_t> indices, lengths;
   std::int64_t per_query = 0, each = 1;
 
-  /// `leading`: sizes of all dimensions but the last; `names` of indices and lengths.
+  /// `names` of indices and lengths.
   Indices(const RowTable* table_, const char* const names[2], const std::optional<Input>& array,
-          const std::optional<Input>& length_array, std::initializer_list<std::int64_t> leading,
-          std::int64_t each_)
+          const std::optional<Input>& length_array, std::int64_t n, std::int64_t each_)
       : table(table_), each(each_) {
     if (!array) return;
-    indices = integers(names[0], *array, static_cast<int>(leading.size()) + 1);
-    int d = 0;
-    std::int64_t queries = 1;
-    for (const std::int64_t size : leading) {
-      require(array->shape[d] == size, "{}: found {} in dimension {}, expected {}", names[0], array->shape[d],
-              d, size);
-      queries *= size;
-      ++d;
-    }
-    per_query = array->shape[d];
+    indices = integers(names[0], *array, 3);
+    for (int d = 0; d < 2; ++d)
+      require(array->shape[d] == (d == 0 ? n : each), "{}: found {} in dimension {}, expected {}", names[0],
+              array->shape[d], d, d == 0 ? n : each);
+    per_query = array->shape[2];
     if (!length_array) return;
     lengths = integers(names[1], *length_array, 1);
-    require(lengths.size() == queries / each, "{}: found {} lengths, expected {}", names[1], lengths.size(),
-            queries / each);
+    require(lengths.size() == n, "{}: found {} lengths, expected {}", names[1], lengths.size(), n);
     for (std::int64_t i = 0; i < lengths.size(); ++i)
       require(lengths[i] >= 0 && lengths[i] <= per_query, "{}[{}]: found {}, expected 0 to {}", names[1], i,
               lengths[i], per_query);
@@ -127,11 +120,8 @@ void attend_in_parts(const AttentionShape& shape, const Floats& q, const Results
   }
 }
 
-void check_heads(std::int64_t heads, std::int64_t d, std::int64_t width, std::int64_t d_v, const char* cache,
-                 float scale) {
-  require(d == width, "q: found {} values a head, expected {}, as {} has", d, width, cache);
-  require(heads >= 1 && d_v >= 1 && d_v <= d, "d_v: found {}, expected 1 to {}", d_v, d);
-  require(scale > 0, "softmax_scale: found {}, expected a positive number", scale);
+void expect_width(std::int64_t d, const RowTable& table, const char* cache) {
+  require(d == table.width, "q: found {} values a head, expected {}, as {} has", d, table.width, cache);
 }
 
 void sparse_decode(const Input& q_array, const Input& cache_array, const Input& indices,
@@ -144,15 +134,15 @@ void sparse_decode(const Input& q_array, const Input& cache_array, const Input& 
   const std::int64_t batch = q.shape[0], tokens = q.shape[1], heads = q.shape[2];
   const RowTable table = fp8_table("k_cache", cache_array);
   const RowTable extra = extra_cache ? fp8_table("extra_k_cache", *extra_cache) : RowTable{};
-  check_heads(heads, q.shape[3], table.width, out.shape[3], "k_cache", scale);
+  expect_width(q.shape[3], table, "k_cache");
   require(!extra_cache || extra.width == table.width,
           "extra_k_cache: found rows of {} values, expected {}, as k_cache has", extra.width, table.width);
   require(extra_cache.has_value() == extra_indices.has_value(),
           "extra_k_cache and extra_indices_in_kvcache: found one of the two, expected both or none");
   constexpr const char* names[2] = {"indices", "topk_length"};
   constexpr const char* extra_names[2] = {"extra_indices_in_kvcache", "extra_topk_length"};
-  const Indices first(&table, names, indices, topk_length, {batch, tokens}, tokens);
-  const Indices second(&extra, extra_names, extra_indices, extra_topk_length, {batch, tokens}, tokens);
+  const Indices first(&table, names, indices, topk_length, batch, tokens);
+  const Indices second(&extra, extra_names, extra_indices, extra_topk_length, batch, tokens);
   Buffer<float> sinks_memory;
   const float* const sinks = sinks_of(attn_sink, heads, sinks_memory);
 
@@ -169,9 +159,9 @@ void sparse_prefill(const Input& q_array, const Input& kv_array, const Input& in
   const Floats max_logits = floats("max_logits", max_logits_array, 2), lse = floats("lse", lse_array, 2);
   const std::int64_t tokens = q.shape[0], heads = q.shape[1];
   const RowTable table = plain_table(kv);
-  check_heads(heads, q.shape[2], table.width, out.shape[2], "kv", scale);
+  expect_width(q.shape[2], table, "kv");
   constexpr const char* names[2] = {"indices", "topk_length"};
-  const Indices first(&table, names, indices, topk_length, {tokens, 1}, 1);
+  const Indices first(&table, names, indices, topk_length, tokens, 1);
   Buffer<float> sinks_memory;
   const float* const sinks = sinks_of(attn_sink, heads, sinks_memory);
 

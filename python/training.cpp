@@ -27,7 +27,7 @@ using namespace nb::literals;
 /// A run, and whether a thread is at it.
 class Training {
  public:
-  explicit Training(TrainingRun run) : run_(std::move(run)) {}
+  explicit Training(TrainingRun run) : run_(std::move(run)) { note(); }
 
   /// (step, loss, learning_rate, gradient_norm, tokens_per_second, bits per byte or None, is_best)
   nb::tuple step() {
@@ -38,6 +38,7 @@ class Training {
       nb::gil_scoped_release released;
       done = run_.step();
     }
+    note();
     nb::object measured = nb::none();
     if (done.measure) measured = nb::cast(done.measure->bits_per_byte);
     const TrainingStep& s = done.step;
@@ -49,18 +50,23 @@ class Training {
     nb::gil_scoped_release released;
     run_.save();
   }
-  std::int64_t steps() { return run_.steps(); }
+  // As the last step left them: another thread may be at the next.
+  std::int64_t steps() const { return steps_; }
   std::int64_t total_steps() const { return run_.options().steps; }
   std::int64_t parameters() { return run_.trainer().model().parameters().count(); }
   /// (step, bits per byte), or None before the first measurement.
-  std::optional<std::pair<std::int64_t, double>> best() const {
-    if (run_.best().step == 0) return {};
-    return {{run_.best().step, run_.best().bits_per_byte}};
-  }
+  std::optional<std::pair<std::int64_t, double>> best() const { return best_; }
 
  private:
+  void note() {
+    steps_ = run_.steps();
+    if (run_.best().step > 0) best_ = {run_.best().step, run_.best().bits_per_byte};
+  }
+
   static constexpr const char* name = "trainer";
   TrainingRun run_;
+  std::int64_t steps_ = 0;
+  std::optional<std::pair<std::int64_t, double>> best_;
   std::atomic<bool> in_use_ = false;
 };
 

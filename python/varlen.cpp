@@ -17,21 +17,21 @@
 namespace mla::python {
 namespace {
 
-/// Offsets of the sequences, checked to rise from 0 to `total`.
-Buffer<std::int32_t> offsets(const char* name, const Input& array, std::int64_t total) {
-  Buffer<std::int32_t> o = integers(name, array, 1);
-  require(o.size() >= 1 && o[0] == 0 && o[o.size() - 1] == total, "{}: expected offsets from 0 to {}", name,
-          total);
+/// Offsets of the sequences, checked to rise from 0 to `total` at most.
+std::vector<std::int64_t> offsets(const char* name, const Input& array, std::int64_t total) {
+  const Buffer<std::int32_t> o = integers(name, array, 1);
+  require(o.size() >= 1 && o[0] == 0 && o[o.size() - 1] <= total, "{}: expected offsets from 0 to at most {}",
+          name, total);
   for (std::int64_t i = 1; i < o.size(); ++i)
     require(o[i] >= o[i - 1], "{}[{}]: found {} behind {}, expected offsets that don't fall", name, i, o[i],
             o[i - 1]);
-  return o;
+  return {o.data(), o.data() + o.size()};
 }
 
 /// What forward and backward are told.
 struct Call {
   Floats q, k, v;
-  Buffer<std::int32_t> q_offsets, kv_offsets;
+  std::vector<std::int64_t> q_offsets, kv_offsets;
   AttentionShape shape;
 
   Call(const Input& q_array, const Input& k_array, const Input& v_array, const Input& cu_seqlens_qo,
@@ -42,19 +42,28 @@ struct Call {
         q_offsets(offsets("cu_seqlens_qo", cu_seqlens_qo, q.shape[0])),
         kv_offsets(offsets("cu_seqlens_kv", cu_seqlens_kv, k.shape[0])),
         shape{q.shape[1], k.shape[1], q.shape[2], v.shape[2], scale, causal} {
+    require(k.shape[1] >= 1, "k: found no heads");
     expect_size(k, 2, q.shape[2]);
     expect_size(v, 0, k.shape[0]);
     expect_size(v, 1, k.shape[1]);
-    require(k.shape[1] >= 1 && q.shape[1] % k.shape[1] == 0,
-            "q: found {} heads, expected a multiple of k's {}", q.shape[1], k.shape[1]);
+    require(q.shape[1] % k.shape[1] == 0, "q: found {} heads, expected a multiple of k's {}", q.shape[1],
+            k.shape[1]);
     require(q_offsets.size() == kv_offsets.size(),
             "cu_seqlens_kv: found {} sequences, expected {}, as cu_seqlens_qo has", kv_offsets.size() - 1,
             q_offsets.size() - 1);
-    require(scale > 0, "softmax_scale: found {}, expected a positive number", scale);
+    add_rest();
+  }
+  /// Tokens and rows behind the last sequence: two more sequences, of which one sees nothing and nobody sees
+  /// the other.
+  void add_rest() {
+    const std::int64_t tokens = q.shape[0], rows = k.shape[0];
+    if (q_offsets.back() == tokens && kv_offsets.back() == rows) return;
+    q_offsets.insert(q_offsets.end(), 2, tokens);
+    kv_offsets.insert(kv_offsets.end(), {kv_offsets.back(), rows});
   }
 
   std::int64_t row_values() const { return shape.d_qk + shape.d_v; }
-  std::int64_t sequences() const { return q_offsets.size() - 1; }
+  std::int64_t sequences() const { return static_cast<std::int64_t>(q_offsets.size()) - 1; }
   std::int64_t tokens(std::int64_t s) const { return q_offsets[s + 1] - q_offsets[s]; }
   std::int64_t length(std::int64_t s) const { return kv_offsets[s + 1] - kv_offsets[s]; }
 };

@@ -4,6 +4,12 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy
 
+from mla import _core
+
+
+class Lent(tuple):
+    """A tensor of another library: (address, shape, strides, DLPack's type code, bits, what keeps the memory)."""
+
 
 def is_torch(array: Any) -> bool:
     torch = sys.modules.get("torch")
@@ -18,15 +24,21 @@ def given(name: str, array: Any) -> Any:
         code = (_codes or _fill_codes()).get(array.dtype)
         if code is None:
             raise TypeError(f"{name}: found a tensor of {array.dtype}, expected f32, bf16, f16, int32 or bytes")
-        return (array.data_ptr(), tuple(array.shape), array.stride(), *code)
+        address = _address(name, array)
+        if array.is_neg():
+            raise ValueError(f"{name}: found a view of the negated values, expected its resolve_neg()")
+        return (address, tuple(array.shape), array.stride(), *code)
     if isinstance(array, numpy.ndarray):
-        if array.dtype.byteorder == ">" or array.dtype.kind not in "fiu":
-            raise TypeError(f"{name}: found an array of {array.dtype}, expected floats or integers")
+        return _given_numpy(name, array)
+    if type(array) is Lent:
         return array
-    if hasattr(array, "__dlpack__"):
+    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         if array.__dlpack_device__()[0] != 1:
             raise ValueError(f"{name}: found a tensor that is not on the CPU")
-        return array
+        try:
+            return Lent(_core.lent(array))
+        except TypeError:
+            raise TypeError(f"{name}: found {type(array).__name__}, whose __dlpack__ gave nothing that can be read") from None
     raise TypeError(f"{name}: found {type(array).__name__}, expected a tensor of torch, numpy or another kind with __dlpack__")
 
 
@@ -34,16 +46,70 @@ def given_or_none(name: str, array: Optional[Any]) -> Optional[Any]:
     return None if array is None else given(name, array)
 
 
-def empty(like: Any, shape: Sequence[int], is_f32: bool = False) -> Any:
-    """A new tensor of the kind of `like`: of its type, or f32."""
+def shape_of(name: str, array: Any, dims: int) -> Tuple[int, ...]:
+    """Of what `given` returned. Raises ValueError for another number of dimensions."""
+    shape = array[1] if isinstance(array, tuple) else array.shape
+    if len(shape) != dims:
+        raise ValueError(f"{name}: found {len(shape)} dimensions, expected {dims}")
+    return shape
+
+
+def last_of(array: Optional[Any]) -> Optional[int]:
+    """The size of the last dimension of what `given_or_none` returned."""
+    if array is None:
+        return None
+    return ((array[1] if isinstance(array, tuple) else array.shape) or (0,))[-1]
+
+
+def columns(name: str, array: Any, first: int, last: int) -> Any:
+    """[..., first:last] of a tensor of any kind, the same memory."""
+    if is_torch(array) or isinstance(array, numpy.ndarray):
+        return array[..., first:last]
+    address, shape, strides, code, bits, keeper = given(name, array)
+    return Lent((address + first * strides[-1] * bits // 8, (*shape[:-1], last - first), strides, code, bits, keeper))
+
+
+def int32s(name: str, array: Any) -> numpy.ndarray:
+    """A tensor of int32 as numpy's, the same memory."""
+    given(name, array)
+    found = array.numpy() if is_torch(array) else array if isinstance(array, numpy.ndarray) else numpy.from_dlpack(array)
+    if found.dtype != numpy.int32:
+        raise TypeError(f"{name}: expected int32")
+    return found
+
+
+def empty(like: Any, shape: Sequence[int], is_f32: bool = False, turned: bool = False) -> Any:
+    """A new tensor of the kind of `like`, of its type or f32. `handed_back` says what the caller gets for it.
+
+    turned: a matrix whose columns are contiguous, as FlashMLA gives some; of torch's and numpy's kind only.
+    """
     if is_torch(like):
         torch = sys.modules["torch"]
-        return torch.empty(*shape, dtype=torch.float32 if is_f32 else like.dtype)
-    dtype = numpy.asarray(like).dtype if not is_f32 else numpy.float32
-    return numpy.empty(tuple(shape), dtype=dtype)
+        made = torch.empty(shape[::-1] if turned else shape, dtype=torch.float32 if is_f32 else like.dtype, device="cpu")
+        return made.T if turned else made
+    if isinstance(like, numpy.ndarray):
+        return numpy.empty(shape, numpy.float32 if is_f32 else like.dtype, order="F" if turned else "C")
+    code = (2, 32) if is_f32 else given("q", like)[3:5]
+    if hasattr(like, "__array_namespace__"):
+        return _core.blank(tuple(shape), *code)
+    if code not in _numpy_types:
+        raise TypeError(f"q: found {type(like).__name__} of a type that numpy lacks, and no __array_namespace__ to make results with")
+    return numpy.empty(shape, _numpy_types[code])
 
+
+def handed_back(like: Any, *made: Any) -> Tuple[Any, ...]:
+    """What `empty` made, as the caller gets it: of the library of `like` where it tells which that is, else of numpy."""
+    if is_torch(like) or not hasattr(like, "__array_namespace__") or isinstance(like, numpy.ndarray):
+        return made
+    library = like.__array_namespace__()
+    return tuple(library.from_dlpack(array) for array in made)
+
+
+# ---------------------------------------------------------------- what the above is made of
 
 _codes: Dict[Any, Tuple[int, int]] = {}
+_numpy_types = {(2, 32): numpy.float32, (2, 16): numpy.float16}
+_foreign_codes = {"bfloat16": (4, 16), "float8_e4m3fn": (1, 8)}  # by the names that the package ml_dtypes gives them
 
 
 def _fill_codes() -> Dict[Any, Tuple[int, int]]:
@@ -53,3 +119,26 @@ def _fill_codes() -> Dict[Any, Tuple[int, int]]:
              "uint8": (1, 8), "int8": (1, 8), "float8_e4m3fn": (1, 8)}
     _codes.update({getattr(torch, name): code for name, code in names.items() if hasattr(torch, name)})
     return _codes
+
+
+def _address(name: str, array: Any) -> int:
+    """Of a torch tensor's values."""
+    try:
+        address = array.data_ptr()
+    except RuntimeError:  # sparse ones, those inside torch.vmap
+        raise TypeError(f"{name}: found a {type(array).__name__} of layout {array.layout} without memory that can be read") from None
+    if address == 0 and array.numel() > 0:
+        raise TypeError(f"{name}: found a {type(array).__name__} without memory")
+    return address
+
+
+def _given_numpy(name: str, array: numpy.ndarray) -> Any:
+    size = array.itemsize
+    if not array.flags.c_contiguous and any(stride % size for stride in array.strides):
+        raise ValueError(f"{name}: found strides of {array.strides} bytes, expected multiples of a value's {size}")
+    code = _foreign_codes.get(array.dtype.name) if array.dtype.kind == "V" else None
+    if code is not None:
+        return (array.__array_interface__["data"][0], array.shape, tuple(stride // size for stride in array.strides), *code)
+    if array.dtype.byteorder == ">" or array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: found an array of {array.dtype}, expected floats or integers")
+    return array

@@ -1,7 +1,7 @@
 """FlashMLA's interface (https://github.com/deepseek-ai/FlashMLA) on CPUs: the same names, arguments and meanings.
 
-Tensors are torch's, numpy's or any that speak DLPack, on the CPU, in f32, bf16 or f16; results are of q's kind and type.
-torch is not required. Inputs are not copied where the kernels can read them as they lie. In all functions:
+Tensors are torch's, numpy's or any that speak DLPack, on the CPU, in f32, bf16 or f16; results are of q's type and library (numpy's
+where q does not tell its own by __array_namespace__). torch is not required. Inputs are not copied where the kernels can read them as they lie. In all functions:
 
 - a query that sees no row gives output 0 and lse +inf; lse is the natural logarithm, in f32;
 - slots of a cache that no sequence uses may hold anything, NaN too;
@@ -11,12 +11,14 @@ torch is not required. Inputs are not copied where the kernels can read them as 
 import dataclasses
 import functools
 import sys
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy
 
 from mla import _core
-from mla._arrays import empty, given, given_or_none, is_torch
+from mla._arguments import scale as scale_given
+from mla._arguments import whole
+from mla._arrays import columns, empty, given, given_or_none, handed_back, int32s, is_torch, last_of, shape_of
 
 __all__ = ["FlashMLASchedMeta", "get_mla_metadata", "flash_mla_with_kvcache", "flash_mla_sparse_fwd",
            "flash_attn_varlen_func", "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func"]
@@ -26,15 +28,31 @@ __all__ = ["FlashMLASchedMeta", "get_mla_metadata", "flash_mla_with_kvcache", "f
 class FlashMLASchedMeta:
     """What FlashMLA plans once for calls of the same shapes. Here nothing needs planning: it only checks that they are."""
 
-    config: Optional[Dict[str, Any]] = None
+    class Config(NamedTuple):
+        b: int
+        s_q: int
+        h_q: int
+        page_block_size: int
+        h_k: int
+        causal: bool
+        is_fp8_kvcache: bool
+        topk: Optional[int]
+        extra_page_block_size: Optional[int]
+        extra_topk: Optional[int]
 
-    def check(self, **config: Any) -> None:
-        """Keeps the first call's shapes. Raises ValueError if a later call's differ."""
-        if self.config is None:
-            self.config = config
-        if self.config != config:
-            name = next(name for name, value in config.items() if self.config[name] != value)
-            raise ValueError(f"tile_scheduler_metadata: found {name} {config[name]}, its first call had {self.config[name]}")
+    have_initialized: bool = False
+    config: Optional[Config] = None  #: of the first call that was right
+    tile_scheduler_metadata: None = None
+    num_splits: None = None
+
+    def check(self, found: Config) -> None:
+        """Raises ValueError if an earlier call's shapes differ."""
+        if self.config is not None and self.config != found:
+            name, value, first = next(x for x in zip(found._fields, found, self.config) if x[1] != x[2])
+            raise ValueError(f"tile_scheduler_metadata: found {name} {value}, its first call had {first}")
+
+    def keep(self, config: Config) -> None:
+        self.config, self.have_initialized = config, True
 
 
 def get_mla_metadata(*args: Any, **kwargs: Any) -> Tuple[FlashMLASchedMeta, None]:
@@ -70,31 +88,37 @@ def flash_mla_with_kvcache(
     if num_splits is not None:
         raise ValueError("num_splits: expected None")
     q_, cache = given("q", q), given("k_cache", k_cache)
-    batch, tokens, heads, d = _shape("q", q, 4)
-    blocks, page, kv_heads, _ = _shape("k_cache", k_cache, 4)
-    tile_scheduler_metadata.check(
-        b=batch, s_q=tokens, h_q=heads, page_block_size=page, h_k=kv_heads, causal=bool(causal),
-        is_fp8_kvcache=bool(is_fp8_kvcache), topk=_last(indices), extra_topk=_last(extra_indices_in_kvcache))
-    scale = d ** -0.5 if softmax_scale is None else float(softmax_scale)
-    out, lse = empty(q, (batch, tokens, heads, int(head_dim_v))), empty(q, (batch, heads, tokens), is_f32=True)
+    batch, tokens, heads, d = _queries("q", q_, 4)
+    blocks, page, kv_heads, _ = shape_of("k_cache", cache, 4)
+    named, extra_named = given_or_none("indices", indices), given_or_none("extra_indices_in_kvcache", extra_indices_in_kvcache)
+    extra = given_or_none("extra_k_cache", extra_k_cache)
+    config = FlashMLASchedMeta.Config(
+        batch, tokens, heads, page, kv_heads, bool(causal), bool(is_fp8_kvcache), last_of(named),
+        shape_of("extra_k_cache", extra, 4)[1] if extra is not None else None, last_of(extra_named))
+    tile_scheduler_metadata.check(config)
+    scale = d ** -0.5 if softmax_scale is None else scale_given("softmax_scale", softmax_scale)
+    d_v = whole("head_dim_v", head_dim_v, 1, d)
+    out, lse = empty(q, (batch, tokens, heads, d_v)), empty(q, (batch, heads, tokens), is_f32=True)
     if indices is None:
         _reject("without indices", attn_sink=attn_sink, extra_k_cache=extra_k_cache, topk_length=topk_length,
                 extra_indices_in_kvcache=extra_indices_in_kvcache, extra_topk_length=extra_topk_length)
-        table, lengths = given("block_table", block_table), given("cache_seqlens", cache_seqlens)
-        if not is_fp8_kvcache:
-            _core.dense_decode(q_, cache, table, lengths, given("out", out), given("lse", lse), scale, bool(causal))
-            return out, lse
-        indices = _indices_of(block_table, cache_seqlens, page, blocks, tokens, bool(causal))
+        if is_fp8_kvcache:
+            named = _indices_of(block_table, cache_seqlens, batch, page, blocks, tokens, bool(causal))
     elif causal:
         raise ValueError("causal: expected False with indices")
     elif not is_fp8_kvcache:
         raise ValueError("is_fp8_kvcache: expected True with indices")
-    _core.sparse_decode(
-        q_, cache, given("indices", indices), given_or_none("topk_length", topk_length),
-        given_or_none("attn_sink", attn_sink), given_or_none("extra_k_cache", extra_k_cache),
-        given_or_none("extra_indices_in_kvcache", extra_indices_in_kvcache),
-        given_or_none("extra_topk_length", extra_topk_length), given("out", out), given("lse", lse), scale)
-    return out, lse
+    elif extra_k_cache is None:
+        _reject("without extra_k_cache", extra_indices_in_kvcache=extra_indices_in_kvcache, extra_topk_length=extra_topk_length)
+    if named is None:
+        _core.dense_decode(q_, cache, given("block_table", block_table), given("cache_seqlens", cache_seqlens), given("out", out),
+                           given("lse", lse), scale, bool(causal))
+    else:
+        _core.sparse_decode(q_, cache, named, given_or_none("topk_length", topk_length), given_or_none("attn_sink", attn_sink), extra,
+                            extra_named, given_or_none("extra_topk_length", extra_topk_length), given("out", out), given("lse", lse),
+                            scale)
+    tile_scheduler_metadata.keep(config)
+    return handed_back(q, out, lse)
 
 
 def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int = 512, attn_sink: Optional[Any] = None,
@@ -106,13 +130,14 @@ def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: in
     attn_sink [h_q] as in flash_mla_with_kvcache. Raises TypeError and ValueError naming the argument.
     """
     q_, kv_ = given("q", q), given("kv", kv)
-    tokens, heads, _ = _shape("q", q, 3)
-    out = empty(q, (tokens, heads, int(d_v)))
+    tokens, heads, d = _queries("q", q_, 3)
+    scale = scale_given("sm_scale", sm_scale)
+    out = empty(q, (tokens, heads, whole("d_v", d_v, 1, d)))
     max_logits, lse = empty(q, (tokens, heads), is_f32=True), empty(q, (tokens, heads), is_f32=True)
     _core.sparse_prefill(q_, kv_, given("indices", indices), given_or_none("topk_length", topk_length),
                          given_or_none("attn_sink", attn_sink), given("out", out), given("max_logits", max_logits), given("lse", lse),
-                         float(sm_scale))
-    return out, max_logits, lse
+                         scale)
+    return handed_back(q, out, max_logits, lse)
 
 
 def flash_attn_varlen_func(
@@ -123,18 +148,22 @@ def flash_attn_varlen_func(
     """Attention of several sequences, packed one after another. Returns (out [tokens, h_q, d_v], lse [tokens, h_q] f32).
 
     q [tokens, h_q, d_qk], k [rows, h_kv, d_qk], v [rows, h_kv, d_v], h_q a multiple of h_kv; sequence i has the tokens
-    [cu_seqlens_qo[i], cu_seqlens_qo[i + 1]) and the rows that cu_seqlens_kv (int32 too) says. causal is aligned to the
-    bottom right. With torch tensors that require gradients out has one, GQA included, by q, k and v; lse has none.
-    max_seqlen_qo, max_seqlen_kv and is_varlen are taken and not needed; results are always deterministic.
-    softmax_scale: d_qk^-0.5 unless given. dropout_p must be 0.
+    [cu_seqlens_qo[i], cu_seqlens_qo[i + 1]) and the rows that cu_seqlens_kv (int32 too) says; tokens behind the last sequence see no
+    row. causal is aligned to the bottom right. With torch tensors that require gradients out has one, GQA included, by q, k and v;
+    lse has none. max_seqlen_qo, max_seqlen_kv and is_varlen are taken and not needed; results are always deterministic.
+    softmax_scale: d_qk^-0.5 unless given. dropout_p must be 0. Raises TypeError and ValueError naming the argument.
     """
     if dropout_p != 0.0:
-        raise ValueError(f"dropout_p: found {dropout_p}, expected 0")
-    given("q", q)
-    scale = _shape("q", q, 3)[2] ** -0.5 if softmax_scale is None else float(softmax_scale)
+        raise ValueError(f"dropout_p: found {dropout_p!r}, expected 0")
+    d = _queries("q", given("q", q), 3)[2]
+    scale = d ** -0.5 if softmax_scale is None else scale_given("softmax_scale", softmax_scale)
+    for name, array in (("k", k), ("v", v)):
+        if is_torch(array) != is_torch(q):
+            raise TypeError(f"{name}: found {type(array).__name__}, expected {type(q).__name__}, as q is")
     if is_torch(q):
-        return _differentiable().apply(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal))
-    return _varlen_forward(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal))
+        offsets = _torch_tensor("cu_seqlens_qo", cu_seqlens_qo), _torch_tensor("cu_seqlens_kv", cu_seqlens_kv)
+        return _differentiable().apply(q, k, v, *offsets, scale, bool(causal))
+    return handed_back(q, *_varlen_forward(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal)))
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -143,8 +172,10 @@ def flash_attn_varlen_kvpacked_func(
     is_varlen: bool = True,
 ) -> Tuple[Any, Any]:
     """flash_attn_varlen_func of kv [rows, h_kv, head_dim_qk + d_v]: keys, then values."""
-    return flash_attn_varlen_func(q, kv[:, :, :head_dim_qk], kv[:, :, head_dim_qk:], cu_seqlens_qo, cu_seqlens_kv, max_seqlen_qo,
-                                  max_seqlen_kv, dropout_p, softmax_scale, causal, deterministic, is_varlen)
+    width = shape_of("kv", given("kv", kv), 3)[2]
+    d = whole("head_dim_qk", head_dim_qk, 1, width - 1)
+    return flash_attn_varlen_func(q, columns("kv", kv, 0, d), columns("kv", kv, d, width), cu_seqlens_qo, cu_seqlens_kv,
+                                  max_seqlen_qo, max_seqlen_kv, dropout_p, softmax_scale, causal, deterministic, is_varlen)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -152,22 +183,21 @@ def flash_attn_varlen_qkvpacked_func(
     softmax_scale: Optional[float] = None, causal: bool = False, deterministic: bool = False, is_varlen: bool = True,
 ) -> Tuple[Any, Any]:
     """flash_attn_varlen_func of qkv [tokens, h, 2 head_dim_qk + d_v]: queries, keys, then values."""
-    return flash_attn_varlen_func(qkv[:, :, :head_dim_qk], qkv[:, :, head_dim_qk:2 * head_dim_qk], qkv[:, :, 2 * head_dim_qk:],
-                                  cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale, causal,
-                                  deterministic, is_varlen)
+    width = shape_of("qkv", given("qkv", qkv), 3)[2]
+    d = whole("head_dim_qk", head_dim_qk, 1, (width - 1) // 2)
+    return flash_attn_varlen_func(columns("qkv", qkv, 0, d), columns("qkv", qkv, d, 2 * d), columns("qkv", qkv, 2 * d, width),
+                                  cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale, causal, deterministic,
+                                  is_varlen)
 
 
 # ---------------------------------------------------------------- what the above is made of
 
-def _shape(name: str, array: Any, dims: int) -> Tuple[int, ...]:
-    shape = tuple(array.shape)
-    if len(shape) != dims:
-        raise ValueError(f"{name}: found {len(shape)} dimensions, expected {dims}")
+def _queries(name: str, given_: Any, dims: int) -> Tuple[int, ...]:
+    """The shape of queries [..., heads, d]. Raises ValueError where there are no heads or no values."""
+    shape = shape_of(name, given_, dims)
+    if shape[-1] < 1 or shape[-2] < 1:
+        raise ValueError(f"{name}: found {shape[-2]} heads of {shape[-1]} values, expected at least one of each")
     return shape
-
-
-def _last(array: Optional[Any]) -> Optional[int]:
-    return None if array is None else int(array.shape[-1])
 
 
 def _reject(when: str, **arguments: Any) -> None:
@@ -176,33 +206,39 @@ def _reject(when: str, **arguments: Any) -> None:
             raise ValueError(f"{name}: expected None {when}")
 
 
-def _indices_of(block_table: Any, cache_seqlens: Any, page: int, blocks: int, tokens: int, causal: bool) -> numpy.ndarray:
+def _indices_of(block_table: Any, cache_seqlens: Any, batch: int, page: int, blocks: int, tokens: int, causal: bool) -> numpy.ndarray:
     """indices [b, tokens, longest] of the rows that each token of a dense call sees."""
-    table, lengths = numpy.asarray(block_table), numpy.asarray(cache_seqlens)
-    if table.ndim != 2 or lengths.shape != table.shape[:1] or table.dtype != numpy.int32 or lengths.dtype != numpy.int32:
-        raise ValueError("block_table and cache_seqlens: expected [b, n] and [b] of int32, found "
-                         f"{table.shape} of {table.dtype} and {lengths.shape} of {lengths.dtype}")
-    if lengths.size and (lengths.min() < 0 or lengths.max() > table.shape[1] * page):
-        raise ValueError(f"cache_seqlens: found {lengths.min()} to {lengths.max()}, expected 0 to {table.shape[1] * page}, "
-                         "which block_table has room for")
+    table, lengths = int32s("block_table", block_table), int32s("cache_seqlens", cache_seqlens)
+    if table.ndim != 2 or len(table) != batch:
+        raise ValueError(f"block_table: found the shape {table.shape}, expected [{batch}, n], as q has {batch} sequences")
+    if lengths.shape != (batch,):
+        raise ValueError(f"cache_seqlens: found the shape {lengths.shape}, expected [{batch}], as q has {batch} sequences")
+    room = table.shape[1] * page
+    for i in numpy.flatnonzero((lengths < 0) | (lengths > room))[:1]:
+        raise ValueError(f"cache_seqlens[{i}]: found {lengths[i]}, expected 0 to {room}, which block_table has room for")
     longest = int(lengths.max(initial=0))
     at = numpy.arange(longest)
     block = table[:, at // page].astype(numpy.int64)
     used = at < lengths[:, None]
-    if (used & ((block < 0) | (block >= blocks))).any():
-        raise ValueError(f"block_table: found a block that k_cache, of {blocks}, does not have")
+    for i, row in numpy.argwhere(used & ((block < 0) | (block >= blocks)))[:1]:
+        raise ValueError(f"block_table[{i}, {row // page}]: found block {block[i, row]}, k_cache has {blocks}")
     rows = numpy.where(used, block * page + at % page, -1)
     behind = numpy.arange(tokens - 1, -1, -1) if causal else numpy.zeros(tokens, numpy.int64)
     seen = at < (lengths[:, None] - behind)[:, :, None]
     return numpy.where(seen, rows[:, None, :], -1).astype(numpy.int32)
 
 
+def _torch_tensor(name: str, offsets: Any) -> Any:
+    torch: Any = sys.modules["torch"]
+    return offsets if is_torch(offsets) else torch.tensor(int32s(name, offsets), device="cpu")
+
+
 def _varlen_forward(q: Any, k: Any, v: Any, cu_q: Any, cu_kv: Any, scale: float, causal: bool) -> Tuple[Any, Any]:
-    v_ = given("v", v)
-    tokens, heads, _ = _shape("q", q, 3)
-    out, lse = empty(q, (tokens, heads, _shape("v", v, 3)[2])), empty(q, (heads, tokens), is_f32=True).T
-    _core.varlen_forward(given("q", q), given("k", k), v_, given("cu_seqlens_qo", cu_q), given("cu_seqlens_kv", cu_kv),
-                         given("out", out), given("lse", lse), scale, causal)
+    q_, v_ = given("q", q), given("v", v)
+    tokens, heads, _ = shape_of("q", q_, 3)
+    out, lse = empty(q, (tokens, heads, _queries("v", v_, 3)[2])), empty(q, (tokens, heads), is_f32=True, turned=True)
+    _core.varlen_forward(q_, given("k", k), v_, given("cu_seqlens_qo", cu_q), given("cu_seqlens_kv", cu_kv), given("out", out),
+                         given("lse", lse), scale, causal)
     return out, lse
 
 
@@ -221,12 +257,12 @@ def _differentiable() -> Any:
             return out, lse
 
         @staticmethod
+        @torch.autograd.function.once_differentiable
         def backward(ctx, d_out, _):
-            inputs = zip(("q", "k", "v", "out", "lse", "cu_seqlens_qo", "cu_seqlens_kv"), ctx.saved_tensors)
-            q, k, v = ctx.saved_tensors[:3]
-            dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v))
-            _core.varlen_backward(given("do", d_out), *(given(*named) for named in inputs), given("dq", dq), given("dk", dk),
-                                  given("dv", dv), ctx.scale, ctx.causal)
+            saved = ctx.saved_tensors  # once: torch.utils.checkpoint computes them again each time
+            inputs = (given(*named) for named in zip(("q", "k", "v", "out", "lse", "cu_seqlens_qo", "cu_seqlens_kv"), saved))
+            dq, dk, dv = (empty(t, t.shape) for t in saved[:3])
+            _core.varlen_backward(given("do", d_out), *inputs, given("dq", dq), given("dk", dk), given("dv", dv), ctx.scale, ctx.causal)
             return dq, dk, dv, None, None, None, None
 
     return FlashAttnVarlen

@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Sequence, Union
 
 import numpy
 
-from mla import _core
+from mla import _arguments, _core
 
 _CHUNK = 512  # tokens of a prompt between two looks at Ctrl-C
 
@@ -41,7 +41,7 @@ class Model:
 
     def tokenize(self, text: str) -> List[int]:
         """The ids of a text; nothing is added."""
-        return self._model.encode(text)
+        return self._model.encode(_arguments.text("text", text))
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -61,21 +61,23 @@ class Model:
 
         The other arguments are those of `logits`. Raises ValueError naming the argument.
         """
-        return Session(_core.Session(self._model, attention, dtype, cache_dtype, max_tokens), self._model)
+        words = (_arguments.text(*named) for named in (("attention", attention), ("dtype", dtype), ("cache_dtype", cache_dtype)))
+        return Session(_core.Session(self._model, *words, _arguments.whole("max_tokens", max_tokens, 0)), self._model)
 
-    def generate(self, prompt: Union[str, Sequence[int]], max_tokens: int = 200, *, temperature: float = 0.8, top_k: int = 0,
+    def generate(self, prompt: Union[str, Sequence[int]], max_tokens: int = 200, *, temperature: float = 0.7, top_k: int = 0,
                  top_p: float = 0.95, seed: int = 0, ignore_eos: bool = False, attention: str = "auto", dtype: str = "",
                  cache_dtype: str = "") -> Iterator[str]:
         """Pieces of text that go on from a prompt (text, or ids), as they come; temperature 0 is greedy.
 
         Ends behind max_tokens tokens, at the end of text, or where the context ends. Ctrl-C ends it between two tokens.
         """
-        sampler = _core.Sampler(temperature, top_k, top_p, seed)
-        ids = self._model.encode_prompt(prompt) if isinstance(prompt, str) else _ids(prompt, "prompt")
+        sampler = _core.Sampler(_arguments.number("temperature", temperature), _arguments.whole("top_k", top_k, 0),
+                                _arguments.number("top_p", top_p), _arguments.whole("seed", seed, 0, (1 << 64) - 1))
+        is_text = isinstance(prompt, str)
+        ids = self._model.encode_prompt(_arguments.text("prompt", prompt)) if is_text else _ids(prompt, "prompt")
         if not ids:
             raise ValueError("prompt: found no tokens, expected at least one")
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens: found {max_tokens}, expected 0 or more")
+        max_tokens = _arguments.whole("max_tokens", max_tokens, 0)
         longest = min(len(ids) + max_tokens, self._model.max_context)
         session = self.session(longest, attention=attention, dtype=dtype, cache_dtype=cache_dtype)
         return self._pieces(session, ids, max_tokens, sampler, set() if ignore_eos else set(self._model.eos_ids))
@@ -149,7 +151,7 @@ class Session:
         Latent attention: "latent" [tokens, kv_lora_rank] and "rope_key" [tokens, qk_rope_head_dim], the rotated key that heads share.
         Others: "keys" and "values", [tokens, num_kv_heads, head_dim] each. Raises ValueError for another layer.
         """
-        rows, info = self._session.rows(layer), self._model.inspect()
+        rows, info = self._session.rows(_arguments.whole("layer", layer, 0)), self._model.inspect()
         if "kv_lora_rank" in info:
             rank = info["kv_lora_rank"]
             return {"latent": rows[:, :rank], "rope_key": rows[:, rank:]}
@@ -158,7 +160,7 @@ class Session:
 
     def truncate(self, length: int) -> None:
         """Forgets all tokens from `length` on. Raises ValueError unless 0 <= length <= len(self)."""
-        self._session.truncate(length)
+        self._session.truncate(_arguments.whole("length", length, 0, len(self)))
 
     def fork(self) -> "Session":
         """Another session with the same past; pages are shared until one of the two writes."""

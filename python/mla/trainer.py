@@ -3,7 +3,7 @@ import json
 import os
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
-from mla import _core
+from mla import _arguments, _core
 
 _Path = Union[str, "os.PathLike[str]"]
 
@@ -53,7 +53,7 @@ class Trainer:
                    "config_name": "config", "vocabulary": vocabulary, "steps": steps, "batch": batch, "length": length,
                    "learning_rate": learning_rate, "weight_decay": weight_decay, "held_back": held_back, "measure_every": measure_every,
                    "dtype": dtype, "attention": attention, "seed": seed}
-        return cls(_core.Training.begin(directory, text, options), directory)
+        return cls(_core.Training.begin(directory, _arguments.text("text", text), options), directory)
 
     @classmethod
     def resume(cls, directory: _Path, text: str) -> "Trainer":
@@ -62,7 +62,7 @@ class Trainer:
         Raises ValueError if there is no run, if it is broken, if another process is at it, or if the text is another.
         """
         directory = os.fspath(directory)
-        return cls(_core.Training.resume(directory, text), directory)
+        return cls(_core.Training.resume(directory, _arguments.text("text", text)), directory)
 
     @property
     def steps(self) -> int:

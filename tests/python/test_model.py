@@ -97,7 +97,18 @@ def test_threads_may_generate_side_by_side(model):
     ("dtype: found 'int8'", lambda m: m.logits([1], dtype="int8")), ("cache_dtype: found 'x'", lambda m: m.logits([1], cache_dtype="x")),
     ("ids", lambda m: m.logits([])), ("4096", lambda m: m.logits([4096])), ("prompt", lambda m: m.generate([])),
     ("temperature", lambda m: m.generate("a", temperature=-1)), ("max_tokens", lambda m: m.generate("a", -1)),
-    ("max_tokens|context", lambda m: list(m.generate([1] * 2000, 1)))])
+    ("max_tokens|context", lambda m: list(m.generate([1] * 2000, 1))), ("text: found half a character", lambda m: m.tokenize("a\ud800")),
+    ("seed: found -1", lambda m: m.generate("a", seed=-1)), ("top_k: found -1", lambda m: m.generate("a", top_k=-1))])
 def test_errors_say_what(model, match, call):
     with pytest.raises(ValueError, match=match):
+        call(model)
+
+
+@pytest.mark.parametrize("match, call", [
+    ("temperature: found 'x', expected a number", lambda m: m.generate("a", temperature="x")), ("prompt: found 5", lambda m: m.generate(5)),
+    ("max_tokens: found 2.5, expected an integer", lambda m: m.generate("a", 2.5)), ("max_tokens", lambda m: m.generate("a", None)),
+    ("dtype: found None, expected a str", lambda m: m.logits([1], dtype=None)), ("text: found 5", lambda m: m.tokenize(5)),
+    ("text: found None", lambda m: mla.Trainer.begin("/nowhere/run", None)), ("layer: found 1.0", lambda m: m.session().cache(1.0))])
+def test_arguments_of_another_type(model, match, call):
+    with pytest.raises(TypeError, match="^" + match):
         call(model)

@@ -135,8 +135,8 @@ def test_one_thread_at_a_time(model):
 
 
 @pytest.mark.parametrize("match, call", [
-    ("layer: found 99", lambda s: s.cache(99)), ("layer: found -1", lambda s: s.cache(-1)), ("truncate", lambda s: s.truncate(9)),
-    ("truncate", lambda s: s.truncate(-1)), ("no tokens", lambda s: s.feed([])), ("ids", lambda s: s.feed_all([])),
+    ("layer: found 99", lambda s: s.cache(99)), ("layer: found -1", lambda s: s.cache(-1)), ("length: found 9", lambda s: s.truncate(9)),
+    ("length: found -1", lambda s: s.truncate(-1)), ("no tokens", lambda s: s.feed([])), ("ids", lambda s: s.feed_all([])),
     ("ids: found -1", lambda s: s.feed([-1])), ("ids: found 1099511627776", lambda s: s.feed_all([1 << 40])),
     ("token id: found 4096", lambda s: s.feed([4096]))])
 def test_errors_say_what(model, match, call):
