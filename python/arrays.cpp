@@ -184,9 +184,9 @@ Floats exchanged(Floats array, int one, int other) {
   return array;
 }
 
-Floats part(Floats array, std::int64_t first, std::int64_t count) {
-  array.data = array.at(first);
-  array.shape[0] = count;
+Floats part(Floats array, std::int64_t first, std::int64_t count, int dim) {
+  array.data += first * array.strides[dim];
+  array.shape[dim] = count;
   return array;
 }
 

@@ -61,14 +61,18 @@ Floats floats(const char* name, const Tensor& array, int dims);
 /// Bytes: int8, uint8 or a type of 8 bits.
 Strided bytes(const char* name, const Input& array, int dims);
 
+/// Bytes of f32 queries and results that a thread keeps from call to call of decoding and sparse attention:
+/// long calls go through them in parts.
+constexpr std::int64_t part_bytes = std::int64_t{64} << 20;
+
 /// Contiguous f32 of a tensor; its own memory where it is that already, else a copy in `memory`.
 const float* contiguous(const Floats& array, Buffer<float>& memory);
 /// Rounds contiguous values into a tensor.
 void write(const float* values, const Floats& array);
 /// The same memory with two dimensions exchanged.
 Floats exchanged(Floats array, int one, int other);
-/// Entries [first, first + count) of the first dimension.
-Floats part(Floats array, std::int64_t first, std::int64_t count);
+/// Entries [first, first + count) of a dimension.
+Floats part(Floats array, std::int64_t first, std::int64_t count, int dim = 0);
 
 /// A contiguous copy of an int32 tensor.
 Buffer<std::int32_t> integers(const char* name, const Input& array, int dims);

@@ -1,4 +1,5 @@
 // Dense decoding over a paged cache (FlashMLA's flash_mla_with_kvcache without indices).
+#include <algorithm>
 #include <vector>
 
 #include "mla/attention/attention.h"
@@ -63,6 +64,34 @@ class Pages {
   std::vector<const std::byte*> pages_;
 };
 
+/// Where results go: [n][m][h_q]...
+struct Results {
+  Floats out, lse;
+};
+
+/// Queries [n][m][h_q][d] of the sequences from `first` on, each with `behind` tokens more behind them.
+void attend_part(const AttentionShape& shape, const Floats& q, const Pages& pages, std::int64_t first,
+                 std::int64_t behind, const Results& to) {
+  thread_local Buffer<float> queries_memory, out_memory, lse_memory;
+  const std::int64_t n = q.shape[0], m = q.shape[1], h = shape.h_q;
+  const float* queries = contiguous(q, queries_memory);
+  float* const out = out_memory.resize(n * m * h * shape.d_v);
+  float* const lse = lse_memory.resize(n * m * h);
+  std::vector<AttentionSequence> sequences;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t place = i * m * h;
+    KvView kv = pages.view(first + i);
+    if (shape.causal) kv.length = std::max(kv.length - behind, std::int64_t{0});
+    sequences.push_back({{queries + place * shape.d_qk, m, h * shape.d_qk, shape.d_qk},
+                         kv,
+                         out + place * shape.d_v,
+                         lse + place});
+  }
+  attend(shape, sequences);
+  write(out, to.out);
+  write(lse, to.lse);
+}
+
 void dense_decode(const Input& q_array, const Input& cache_array, const Input& block_table,
                   const Input& cache_seqlens, const Output& out_array, const Output& lse_array, float scale,
                   bool causal) {
@@ -78,19 +107,18 @@ void dense_decode(const Input& q_array, const Input& cache_array, const Input& b
   const Pages pages(cache, block_table, cache_seqlens, batch);
 
   nb::gil_scoped_release released;
-  thread_local Buffer<float> queries_memory, out_memory, lse_memory;
-  const float* queries = contiguous(q, queries_memory);
-  float* results = out_memory.resize(batch * tokens * heads * d_v);
-  float* sums = lse_memory.resize(batch * tokens * heads);
-  std::vector<AttentionSequence> sequences;
-  for (std::int64_t b = 0; b < batch; ++b)
-    sequences.push_back({{queries + b * tokens * heads * d, tokens, heads * d, d},
-                         pages.view(b),
-                         results + b * tokens * heads * d_v,
-                         sums + b * tokens * heads});
-  attend({heads, kv_heads, d, d_v, scale, causal}, sequences);
-  write(results, out);
-  write(sums, exchanged(lse, 1, 2));
+  const AttentionShape shape{heads, kv_heads, d, d_v, scale, causal};
+  const std::int64_t bytes = heads * (d + d_v) * size_of(DType::f32);  // of a token
+  const std::int64_t most_tokens = std::max(part_bytes / bytes, std::int64_t{1});
+  const std::int64_t most_sequences =
+      std::max(most_tokens / std::max(tokens, std::int64_t{1}), std::int64_t{1});
+  for (std::int64_t b = 0; b < batch; b += most_sequences) {
+    for (std::int64_t t = 0; t < tokens; t += most_tokens) {
+      const std::int64_t n = std::min(most_sequences, batch - b), m = std::min(most_tokens, tokens - t);
+      const auto of = [&](const Floats& all) { return part(part(all, b, n), t, m, 1); };
+      attend_part(shape, of(q), pages, b, tokens - t - m, {of(out), of(exchanged(lse, 1, 2))});
+    }
+  }
 }
 
 }  // namespace

@@ -80,10 +80,6 @@ const float* sinks_of(const std::optional<Input>& array, std::int64_t heads, Buf
   return contiguous(sinks, memory);
 }
 
-/// Bytes of f32 queries and results that a thread keeps from call to call: long calls go through them in
-/// parts.
-constexpr std::int64_t part_bytes = std::int64_t{64} << 20;
-
 /// What a call writes: [n][tokens or not][heads]..., as its queries.
 struct Results {
   Floats out, lse;

@@ -68,11 +68,6 @@ struct Call {
   std::int64_t length(std::int64_t s) const { return kv_offsets[s + 1] - kv_offsets[s]; }
 };
 
-/// Heads [first, first + count) of a tensor [tokens][heads][..].
-Floats heads_of(const Floats& all, std::int64_t first, std::int64_t count) {
-  return exchanged(part(exchanged(all, 0, 1), first, count), 0, 1);
-}
-
 /// Some of a call's kv heads, with their query heads. A call goes through memory in such parts, since its
 /// tensors take several times as much in f32.
 struct Part {
@@ -81,9 +76,9 @@ struct Part {
   AttentionShape shape;  // of the part
 
   Floats of_queries(const Floats& all) const {
-    return heads_of(all, first * (shape.h_q / shape.h_kv), shape.h_q);
+    return part(all, first * (shape.h_q / shape.h_kv), shape.h_q, 1);
   }
-  Floats of_keys(const Floats& all) const { return heads_of(all, first, shape.h_kv); }
+  Floats of_keys(const Floats& all) const { return part(all, first, shape.h_kv, 1); }
   /// Of interleave()'s rows of f32.
   RowShape row_shape() const { return {call.row_values(), call.k.shape[0] * call.row_values(), shape.d_qk}; }
   /// Query heads of the sequences before.

@@ -326,6 +326,22 @@ TEST_F(AttentionBitsTest, SameInPartsAsWhole) {
   }
 }
 
+TEST(AttentionTest, PartsComeInOrder) {
+  constexpr std::int64_t part_rows = OnlineAttention::part_rows;
+  Random random(9);
+  const Problem p({3, 1, 5, 3, 1.0f, true}, 2, 2 * part_rows, DType::f32, false, random);
+  const Pages pages(p.layout, p.rows, part_rows);
+  Result r = p.empty(2);
+  Buffer<float> sums;
+  OnlineAttention attention(p.shape, p.query_view(), p.rows.length, r.out.data(), sums);
+  KvView part = pages.view();
+  part.length = part_rows;
+  const auto error = [&](std::int64_t first) { return test::error_of([&] { attention.add(part, first); }); };
+  EXPECT_NE(error(part_rows).find("begins at row 512, expected 0"), std::string::npos) << error(part_rows);
+  EXPECT_EQ(error(0), "");
+  EXPECT_NE(error(0).find("begins at row 0, expected 512"), std::string::npos) << error(0);
+}
+
 TEST(AttentionTest, LogSumExpMayBeLeftOut) {
   Random random(7);
   const Problem p({3, 1, 5, 3, 1.0f, true}, 2, 70, DType::f32, false, random);

@@ -309,6 +309,59 @@ TEST_F(PrefillTest, HeadsThatLieInRows) {
   }
 }
 
+/// A broken key must not pass for one that nobody looks at: in rows of every place in a vector and a block,
+/// for tokens whose other scores are high and low.
+TEST_F(PrefillTest, ANanKeyShowsInTheResult) {
+  Random random(10);
+  const std::int64_t tokens = 37, length = 300, d = 24;
+  const AttentionShape shape{2, 1, d, d, 0.5f, true};
+  const RowLayout layout = RowLayout::heads(1, d, d, DType::bf16);
+  const std::vector<float> values = rounded(random.values(length * layout.values()));
+  const std::vector<float> queries = random.values(tokens * 2 * d, 4);
+  const auto run = [&](const std::vector<float>& rows) {
+    const Rows cached(layout, rows, length, 16);
+    std::vector<float> out(static_cast<std::size_t>(tokens * 2 * d));
+    prefill_heads(shape, {queries.data(), tokens, 2 * d, d}, cached.view(), out.data());
+    return out;
+  };
+  const std::vector<float> clean = run(values);
+  for (const std::int64_t row : {0, 1, 6, 11, 12, 131, 262, 263, 264, 271, 280, 298, 299}) {
+    std::vector<float> broken = values;
+    broken[static_cast<std::size_t>(row * layout.values() + 5)] = nan;
+    const std::vector<float> found = run(broken);
+    for (std::int64_t i = 0; i < tokens * 2 * d; ++i) {
+      const bool sees = length - tokens + i / (2 * d) >= row;
+      ASSERT_EQ(std::isnan(found[static_cast<std::size_t>(i)]), sees) << "row " << row << " value " << i;
+      if (!sees) {
+        ASSERT_EQ(found[static_cast<std::size_t>(i)], clean[static_cast<std::size_t>(i)]);
+      }
+    }
+  }
+}
+
+TEST_F(PrefillTest, RowsMayLieApart) {
+  Random random(11);
+  const Problem p({2, 24, 8, 4, 40, 1}, 5, 299, random);
+  const Rows close(p.layout(), p.rows, p.length, p.length);
+  // The last row ends where the memory does.
+  const std::int64_t bytes = p.layout().bytes(), stride = bytes + 128;
+  const auto memory = std::make_unique<std::byte[]>(static_cast<std::size_t>(p.length * stride - 128));
+  const std::byte* const page = memory.get();
+  for (std::int64_t r = 0; r < p.length; ++r)
+    std::memcpy(memory.get() + r * stride, close.view().row(r), static_cast<std::size_t>(bytes));
+  KvView apart = dense_view(p.layout(), page, p.length);
+  apart.row_bytes = stride;
+  std::vector<bf16> stored;
+  for (const float w : p.weights) stored.push_back(to_bf16(w));
+  Weight weight = as_weight({p.weights.data(), p.weight_rows(), 24});
+  weight.dtype = DType::bf16;
+  weight.data = reinterpret_cast<const std::byte*>(stored.data());
+  std::vector<float> out(static_cast<std::size_t>(p.tokens * p.out_width()));
+  prefill_latents(p.shape, weight, {p.queries.data(), p.tokens, p.query_width(), p.query_stride()}, apart,
+                  p.layout(), {out.data(), p.tokens, p.out_width()});
+  EXPECT_EQ(out, p.run());
+}
+
 TEST_F(PrefillTest, FirstTokenIsItsValue) {
   Random random(8);
   const Problem p({2, 24, 8, 4, 40, 1}, 1, 1, random);
@@ -335,11 +388,12 @@ TEST_F(PrefillTest, RefusesWhatDoesNotFit) {
   LatentShape other = p.shape;
   other.kv_lora_rank = 23;
   EXPECT_NE(error(other, 3, p.query_width()), "");
-  const AttentionShape heads{2, 2, 8, 4, 1, false};
-  EXPECT_NE(test::error_of([&] {
-              prefill_heads(heads, {p.queries.data(), 1, 16, 8}, cached.view(), out.data());
-            }),
-            "");
+  for (const AttentionShape& heads : {AttentionShape{2, 2, 8, 4, 1, false}, {3, 2, 8, 4}, {2, 0, 8, 4}}) {
+    EXPECT_NE(test::error_of([&] {
+                prefill_heads(heads, {p.queries.data(), 1, 16, 8}, cached.view(), out.data());
+              }),
+              "");
+  }
 }
 
 }  // namespace

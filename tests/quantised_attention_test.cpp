@@ -343,6 +343,40 @@ TEST_F(QuantisedAttentionBitsTest, SameAloneAsInABatch) {
   }
 }
 
+/// As where rows of whole KiB lie a line further apart (PagePool).
+TEST(QuantisedAttentionTest, RowsMayLieApart) {
+  Random random(10);
+  for (const DType type : types) {
+    for (const auto& [d_c, d_r] : {std::pair<std::int64_t, std::int64_t>{880, 64}, {960, 16}, {130, 12}}) {
+      const Problem p(17, d_c, d_r, 2, 77, type, random);
+      for (const std::int64_t page_rows : {5, 64}) {
+        const LatentPages close(p.layout, p.rows, p.length, page_rows);
+        const LatentPages apart(p.layout, p.rows, p.length, page_rows, 64);
+        for (const Isa isa : test::supported_isas())
+          EXPECT_EQ(p.run(close.view(), leaf_kernels(isa)), p.run(apart.view(), leaf_kernels(isa)))
+              << p.name();
+      }
+    }
+  }
+}
+
+TEST(QuantisedAttentionTest, TellsTheLargestScoreOfFp8) {
+  Random random(11);
+  for (const auto& [d_c, d_r] : {std::pair<std::int64_t, std::int64_t>{256, 32}, {130, 12}}) {
+    const Problem p(9, d_c, d_r, 3, 600, DType::f8_e4m3, random);
+    const LatentPages pages(p.layout, p.rows, p.length, 64);
+    const auto expected = test::plain_attention(p.shape, p.query_view(), p.decoded(pages.view()));
+    for (const Isa isa : test::supported_isas()) {
+      Result r = p.run(pages.view(), leaf_kernels(isa));
+      std::vector<float> largest(r.lse.size(), nan);
+      const AttentionSequence one{p.query_view(), pages.view(), r.out.data(), r.lse.data(), largest.data()};
+      attend(p.shape, {&one, 1}, leaf_kernels(isa));
+      for (std::size_t i = 0; i < largest.size(); ++i)
+        EXPECT_NEAR(largest[i], expected.largest[i], 0.02) << p.name() << " " << name_of(isa) << " " << i;
+    }
+  }
+}
+
 TEST(QuantisedAttentionTest, RefusesShapesThatAreNotItsLatents) {
   Random random(8);
   for (const DType type : types) {

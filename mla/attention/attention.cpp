@@ -57,7 +57,7 @@ const AttendKernel& kernel_of(const AttentionShape& shape, const KvView& kv, con
   if (kv.type == DType::f8_e4m3 || kv.type == DType::i8) {
     const bool is_latent = shape.h_kv == 1 && shape.d_v <= shape.d_qk && kv.key_offset == kv.value_offset;
     require(
-        is_latent && latent_row(kv.type, shape.d_v, shape.d_qk - shape.d_v).bytes == kv.row_bytes,
+        is_latent && latent_row(kv.type, shape.d_v, shape.d_qk - shape.d_v).bytes <= kv.row_bytes,
         "attention over rows of {}: found h_kv {}, d_qk {}, d_v {} and rows of {} bytes, expected the shape "
         "of their latents",
         name_of(kv.type), shape.h_kv, shape.d_qk, shape.d_v, kv.row_bytes);
@@ -140,8 +140,8 @@ OnlineAttention::OnlineAttention(const AttentionShape& shape, QueryView queries,
 
 void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
   const std::int64_t kv_length = sequence_.kv_length();
-  require(first_row % part_rows == 0, "attention: part begins at row {}, expected a multiple of {}",
-          first_row, part_rows);
+  require(first_row == next_row_, "attention: part begins at row {}, expected {}, where the one before ends",
+          first_row, next_row_);
   require(part.length == std::min(part_rows, kv_length - first_row),
           "attention: found a part of {} rows from row {} of {}, expected {} or those that are left",
           part.length, first_row, kv_length, part_rows);
@@ -152,6 +152,7 @@ void OnlineAttention::add(const KvView& part, std::int64_t first_row) {
   Kept& k = kept();
   k.works.assign(1, {sequence_, part, first_row, false, nullptr});
   k.schedule.run(k.works);
+  next_row_ += part.length;
 }
 
 void OnlineAttention::finish(float* lse) {

@@ -65,6 +65,7 @@ class OnlineAttention {
  private:
   SequenceAttention sequence_;
   const LeafKernels& leaf_;
+  std::int64_t next_row_ = 0;
 };
 
 }  // namespace mla

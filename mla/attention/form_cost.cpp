@@ -6,6 +6,7 @@
 #include "mla/attention/attention.h"
 #include "mla/core/cpu.h"
 #include "mla/core/error.h"
+#include "mla/core/parts.h"
 #include "mla/kernels/prefill.h"
 
 namespace mla {
@@ -26,8 +27,8 @@ bool has_pairs() {
   return pairs;
 }
 
-double rounded_up(std::int64_t n, std::int64_t part) {
-  return static_cast<double>((n + part - 1) / part);
+double parts_of(std::int64_t n, std::int64_t size) {
+  return static_cast<double>(parts(n, size));
 }
 
 }  // namespace
@@ -43,14 +44,13 @@ FormTerms form_terms(MlaForm form, const MlaShape& s, std::int64_t tokens, std::
   if (form == MlaForm::decompress) {
     const auto width = static_cast<double>(s.qk_head_dim() + s.v_head_dim);
     if (compute != DType::bf16 || !has_prefill())
-      return {1, up * rounded_up(length, OnlineAttention::part_rows), n * up, n * heads * width,
-              pairs * width};
+      return {1, up * parts_of(length, OnlineAttention::part_rows), n * up, n * heads * width, pairs * width};
     // Queries go in panels, whose empty lanes cost what the others do.
-    const double empty = heads * n * (rounded_up(tokens, prefill_queries) * prefill_queries - m);
+    const double empty = heads * n * (parts_of(tokens, prefill_queries) * prefill_queries - m);
     return {1, up, n * up, n * heads * width, (pairs + empty) * width};
   }
   const auto width = static_cast<double>(s.latent_width() + s.kv_lora_rank);
-  const double blocks = rounded_up(tokens * s.num_heads, AttendQueries::max_count);
+  const double blocks = parts_of(tokens * s.num_heads, AttendQueries::max_count);
   return {1, up, m * up, n * width * blocks, pairs * width};
 }
 
@@ -84,7 +84,9 @@ FormTerms fit_form_costs(std::span<const FormSample> samples) {
     for (std::size_t i = 0; i < size; ++i) scale[i] = std::max(scale[i], sample.terms[i]);
   }
   for (const FormSample& sample : samples) {
-    const auto share = [&](std::size_t i) { return sample.terms[i] / scale[i] / sample.time; };
+    const auto share = [&](std::size_t i) {
+      return scale[i] > 0 ? sample.terms[i] / scale[i] / sample.time : 0;
+    };
     for (std::size_t i = 0; i < size; ++i) {
       right[i] += sample.weight * share(i);
       for (std::size_t j = 0; j < size; ++j) matrix[i][j] += sample.weight * share(i) * share(j);

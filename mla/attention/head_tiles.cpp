@@ -7,9 +7,7 @@
 namespace mla {
 
 void check_shape(const char* where, const AttentionShape& s, const RowShape& rows) {
-  require(s.h_q >= 1 && s.h_kv >= 1 && s.d_qk >= 1 && s.d_v >= 1 && s.h_q % s.h_kv == 0,
-          "{}: found h_q {}, h_kv {}, d_qk {}, d_v {}, expected positive sizes and h_q a multiple of h_kv",
-          where, s.h_q, s.h_kv, s.d_qk, s.d_v);
+  check_shape(where, s);
   require(
       rows.value_offset == 0 ? s.d_v <= s.d_qk : rows.value_offset >= s.d_qk,
       "{}: found d_qk {}, d_v {}, values {} floats behind keys, expected them behind the key, or as a part "

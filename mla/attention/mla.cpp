@@ -102,7 +102,7 @@ struct ExpandedRows {
 void decompress_rows(const MlaShape& s, const MlaWeights& w, const MlaCall& call, const KvView& kv,
                      const RowLayout& cached, std::int64_t first, std::int64_t count,
                      const ExpandedRows& expanded, MlaScratch& scratch) {
-  const std::int64_t room = (count + 63) / 64 * 64;  // so that memory is not taken token by token
+  const std::int64_t room = round_up(count, 64);  // so that memory is not taken token by token
   MatrixView<float> latents = matrix_in(scratch.part_latents, room, s.latent_width()).block(0, count);
   for (std::int64_t i = 0; i < count; ++i) cached.read(kv.row(first + i), s.latent_width(), latents.row(i));
   MatrixView<float> both =

@@ -36,7 +36,7 @@ class Parts {
   template <class T>
   T* take(std::int64_t count) {
     T* part = memory_ ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
-    used_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
+    used_ += round_up(count * static_cast<std::int64_t>(sizeof(T)), 64);
     return part;
   }
   std::int64_t used() const { return used_; }
@@ -61,7 +61,7 @@ class TileRows {
   bool in_place() const { return kv_.type == DType::bf16; }
 
   PrefillRows get(std::int64_t first, std::int64_t count, Memory& m) const {
-    return in_place() ? rows_in_place(kv_, first, count, 0, kv_.row_bytes, m) : converted(first, count, m);
+    return in_place() ? rows_in_place(kv_, first, count, 0, layout_.bytes(), m) : converted(first, count, m);
   }
 
  private:
@@ -301,6 +301,7 @@ void prefill_latents(const LatentShape& s, const Weight& kv_b_proj, MatrixView<c
 }
 
 void prefill_heads(const AttentionShape& shape, QueryView queries, const KvView& kv, float* out) {
+  check_shape("prefill", shape);
   require(shape.causal && kv.type == DType::bf16 && queries.tokens <= kv.length,
           "prefill: found causal {}, rows of {}, {} tokens over {} rows, expected causal attention over bf16 "
           "rows",

@@ -8,6 +8,7 @@
 
 #include "mla/core/buffer.h"
 #include "mla/core/error.h"
+#include "mla/core/parts.h"
 
 namespace mla {
 namespace {
@@ -18,17 +19,6 @@ constexpr std::int64_t rows_ahead = 256;
 
 /// Sums of items that are done together, which should stay in L1 and L2 with the rows.
 constexpr std::int64_t together_bytes = 128 << 10;
-
-std::int64_t whole_lines(std::int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
-
-void check(const AttentionShape& s) {
-  require(
-      s.h_q >= 1 && s.h_kv >= 1 && s.d_qk >= 1 && s.d_v >= 1 && s.h_q % s.h_kv == 0,
-      "attention: found h_q {}, h_kv {}, d_qk {}, d_v {}, expected positive sizes and h_q a multiple of h_kv",
-      s.h_q, s.h_kv, s.d_qk, s.d_v);
-}
 
 /// A token's heads, by the groups that they are summed in: eights first. Three heads fill a four and seven an
 /// eight well enough; else the rest is taken by its binary digits, so that no lane is idle.
@@ -44,7 +34,7 @@ QueryKinds kinds_of(std::int64_t heads) {
 SequenceAttention::SequenceAttention(const AttentionShape& shape, QueryView queries, std::int64_t kv_length,
                                      float* out, const Cut& cut)
     : shape_(shape), queries_(queries), kv_length_(kv_length), cut_(cut), acc_(out) {
-  check(shape);
+  check_shape("attention", shape);
   group_ = shape.h_q / shape.h_kv;
   kinds_ = cut.many_tokens ? QueryKinds{group_, 0, 0, 0} : kinds_of(group_);
   blocks_ = (queries.tokens * group_ + cut.item_queries - 1) / cut.item_queries;
@@ -101,8 +91,9 @@ void SequenceAttention::use(const AttendKernel& kernel) {
   packed_bytes_ = state_bytes_ = 0;
   for (std::int64_t index = 0; index < blocks_; ++index) {
     const QueryKinds kinds = item(index).kinds;
-    packed_bytes_ = std::max(packed_bytes_, whole_lines(kernel.packed_bytes(kinds, shape_.d_qk, shape_.d_v)));
-    state_bytes_ = std::max(state_bytes_, whole_lines(kernel.state_bytes(kinds, shape_.d_v)));
+    packed_bytes_ =
+        std::max(packed_bytes_, round_up(kernel.packed_bytes(kinds, shape_.d_qk, shape_.d_v), 64));
+    state_bytes_ = std::max(state_bytes_, round_up(kernel.state_bytes(kinds, shape_.d_v), 64));
   }
 }
 
@@ -179,6 +170,22 @@ void SequenceAttention::raise_largest(const Item& item, const float* largest) co
   }
 }
 
+/// The lines of rows [first, first + count) that item `i` is to fetch: where heads lie in one row its share
+/// of the rows, else all of its own head's.
+std::size_t SequenceAttention::list_ahead(const Item& item, std::int64_t i, const KvView& part,
+                                          std::int64_t first, std::int64_t count, Lines* lines) const {
+  const std::int64_t of_head = part.head_row_bytes(shape_.d_qk, shape_.d_v);
+  const std::int64_t of_all = (shape_.h_kv - 1) * part.head_bytes + of_head;
+  const bool in_one_row = of_all <= part.row_bytes;
+  const std::int64_t offset = in_one_row ? 0 : item.kv_head * part.head_bytes;
+  const std::int64_t num_lines = parts(in_one_row ? of_all : of_head, 64);
+  const std::int64_t begin = in_one_row ? count * i / items_together() : 0;
+  const std::int64_t end = in_one_row ? count * (i + 1) / items_together() : count;
+  for (std::int64_t r = begin; r < end; ++r) *lines++ = {part.row(first + r) + offset, num_lines};
+  *lines = {part.row(0), std::int64_t{1} << 62};
+  return static_cast<std::size_t>(end - begin) + 1;
+}
+
 /// Attends with several kv heads to the part's rows [begin, end), a block of rows after another. Each head
 /// fetches some of the next block's rows.
 void SequenceAttention::attend_together(std::int64_t first_item, const std::byte* packed, const KvView& part,
@@ -190,14 +197,12 @@ void SequenceAttention::attend_together(std::int64_t first_item, const std::byte
   for (std::int64_t row = begin; row < end; row += block) {
     const std::int64_t last = std::min(row + block, end);
     for (std::int64_t i = 0; i < items; ++i) {
+      const Item here = item(first_item + i);
       Lines lines[AttendRows::max_count + 1];
-      std::size_t count = 0;
-      const std::int64_t next = std::min(last + block, last_row) - last;
-      for (std::int64_t r = last + next * i / items; r < last + next * (i + 1) / items; ++r)
-        lines[count++] = {part.row(r), (part.row_bytes + 63) / 64};
-      lines[count++] = {part.row(row), std::int64_t{1} << 62};
-      attend_rows(item(first_item + i), packed + i * packed_bytes_, part, first_row, row, last, 0,
-                  {lines, count}, states + i * state_bytes_);
+      const std::size_t count =
+          list_ahead(here, i, part, last, std::min(last + block, last_row) - last, lines);
+      attend_rows(here, packed + i * packed_bytes_, part, first_row, row, last, 0, {lines, count},
+                  states + i * state_bytes_);
     }
   }
 }

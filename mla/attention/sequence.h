@@ -90,6 +90,8 @@ class SequenceAttention {
   void attend_rows(const Item& item, const std::byte* packed, const KvView& part, std::int64_t first_row,
                    std::int64_t begin, std::int64_t end, std::int64_t ahead, std::span<const Lines> lines,
                    std::byte* state) const;
+  std::size_t list_ahead(const Item& item, std::int64_t i, const KvView& part, std::int64_t first,
+                         std::int64_t count, Lines* lines) const;
   void attend_together(std::int64_t first_item, const std::byte* packed, const KvView& part,
                        std::int64_t first_row, std::int64_t begin, std::int64_t end, std::int64_t end_row,
                        std::byte* states) const;

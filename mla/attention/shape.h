@@ -16,6 +16,9 @@ struct AttentionShape {
       true;  ///< aligned to the bottom right: the last query sees every row, the one before all but one, ...
 };
 
+/// Throws Error, which begins with `where`, for one that is none.
+void check_shape(const char* where, const AttentionShape& shape);
+
 /// Queries of consecutive tokens: token t's head h is at data + t * token_stride + h * head_stride, d_qk
 /// values.
 struct QueryView {

@@ -4,11 +4,12 @@
 #include <cstring>
 
 #include "mla/core/parts.h"
+#include "mla/kernels/latent_row.h"
 
 namespace mla {
 
 std::int64_t KvView::head_row_bytes(std::int64_t d_qk, std::int64_t d_v) const {
-  if (type == DType::f8_e4m3 || type == DType::i8) return row_bytes;
+  if (type == DType::f8_e4m3 || type == DType::i8) return latent_row(type, d_v, d_qk - d_v).bytes;
   return std::max(key_offset + d_qk * size_of(type), value_offset + d_v * size_of(type));
 }
 
@@ -26,7 +27,8 @@ void KvView::list_runs(std::int64_t first, std::int64_t count, std::int64_t offs
       const std::int64_t there = std::min(size, length - at);
       for (std::int64_t r = 0; r < there; ++r)
         std::memcpy(copy + r * row_bytes, row(at + r) + offset, static_cast<std::size_t>(bytes));
-      std::memset(copy + there * row_bytes, 0, static_cast<std::size_t>((size - there) * row_bytes));
+      for (std::int64_t r = there; r < size; ++r)
+        std::memset(copy + r * row_bytes, 0, static_cast<std::size_t>(bytes));
       runs[i] = copy;
       copy += size * row_bytes;
     }

@@ -8,8 +8,9 @@
 namespace mla {
 
 /// How many of a block's query rows are summed in groups of eight, four, two and one, in this order. Which
-/// kind a query row belongs to depends on its head alone (see OnlineAttention), and a kernel may round
-/// differently in each kind; it may also take them all alike.
+/// kind a query row belongs to depends on its head alone, and on whether the call has many tokens
+/// (SequenceAttention::place), and a kernel may round differently in each kind; it may also take them all
+/// alike.
 struct QueryKinds {
   std::int64_t eights = 0, fours = 0, twos = 0, ones = 0;
   std::int64_t count() const { return eights + fours + twos + ones; }
@@ -72,7 +73,9 @@ struct AttendSums {
 };
 
 /// A way to attend: begin, attend to up to 512 rows at a time in order, fold the sums into others. A query's
-/// result depends on its own values, its kind, the rows and what it sees of them, not on the other queries.
+/// result depends on its own values, its kind, the rows and what it sees of them, not on the other queries;
+/// but where bf16 pairs are multiplied, a value that is no number, in rows that only other queries of the
+/// call see, may show in it.
 /// All memory is the caller's; `state` and `packed` are 64-byte aligned.
 struct AttendKernel {
   bool base_two;  ///< max counts in powers of two: max and exp above are those of the base-2 logarithm

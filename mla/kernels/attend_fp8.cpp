@@ -70,7 +70,9 @@ void attend_tile(const AttendQueries& q, const AttendRows& rows, std::int64_t fi
   Lines lines[tile_rows / run + 1];
   const std::int64_t num_lines = list_lines(rows, first + tile_rows, lines);
   bf16_pair_attend.attend(
-      q, {runs, stride * size_of(DType::bf16), count, 0, visible, 0, 0, lines, num_lines, &codes}, state);
+      q,
+      {runs, stride * size_of(DType::bf16), count, 0, visible, 0, 0, lines, num_lines, &codes, rows.largest},
+      state);
 }
 
 void attend(const AttendQueries& q, const AttendRows& rows, void* state) {

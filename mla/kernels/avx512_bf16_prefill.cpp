@@ -80,7 +80,7 @@ struct Pending {
 };
 
 /// The weights of unit `u`, and their sum. Returns the queries one of whose scores exceeds the reference by
-/// more than the slack: their weights and sums are not worth anything.
+/// more than the slack, or is no number: their weights and sums are not worth anything.
 __attribute__((always_inline)) inline __mmask16 weigh(const Pending& pending, int u, const State& state) {
   const Exponential* e = &exponential;
   asm volatile("" : "+r"(e));  // constants stay in memory: the accumulators need the registers
@@ -99,7 +99,9 @@ __attribute__((always_inline)) inline __mmask16 weigh(const Pending& pending, in
   const __m512bh ones = as_pairs(_mm512_set1_epi32(0x3f803f80));
   _mm512_store_ps(state.sum + lane,
                   _mm512_dpbf16_ps(_mm512_load_ps(state.sum + lane), as_pairs(weights), ones));
-  return _mm512_cmp_ps_mask(_mm512_max_ps(even, odd), _mm512_set1_ps(e->most), _CMP_GT_OQ);
+  const __m512 most = _mm512_set1_ps(e->most);
+  return static_cast<__mmask16>(_mm512_cmp_ps_mask(even, most, _CMP_NLE_UQ) |
+                                _mm512_cmp_ps_mask(odd, most, _CMP_NLE_UQ));
 }
 
 __mmask16 weigh_all(const Pending& pending, const State& state) {
@@ -214,14 +216,18 @@ void shift_weights(std::uint32_t* weights, int pairs, __m512 powers) {
 }
 
 /// Raises the references of one vector of queries that `block`'s scores exceed, and brings the sums, the
-/// tile's weights before the block and the accumulators, unless this is the first tile, in line.
+/// tile's weights before the block and the accumulators, unless this is the first tile, in line. The sum of a
+/// query with a score that is no number becomes none either, for good.
 void raise_references(const Pending& block, int vector, bool is_first, std::int64_t features,
                       const State& state) {
   const int lane = block.lane(vector);
   __m512 top = _mm512_set1_ps(-__builtin_inff());
-  for (int u = vector; u < block.units; u += block.vectors) {
-    top = _mm512_max_ps(top, _mm512_load_ps(block.scores + u * 2 * lanes));
-    top = _mm512_max_ps(top, _mm512_load_ps(block.scores + (u * 2 + 1) * lanes));
+  __mmask16 broken = 0;
+  for (int row = 0; row < 2 * block.units; ++row) {
+    if (row / 2 % block.vectors != vector) continue;
+    const __m512 score = _mm512_load_ps(block.scores + row * lanes);
+    top = _mm512_max_ps(score, top);  // top, if the score is no number
+    broken = static_cast<__mmask16>(broken | _mm512_cmp_ps_mask(score, score, _CMP_UNORD_Q));
   }
   const __m512 old = _mm512_load_ps(state.reference + lane);
   const __mmask16 exceeds = _mm512_cmp_ps_mask(_mm512_add_ps(top, _mm512_load_ps(state.bias + lane)),
@@ -232,7 +238,8 @@ void raise_references(const Pending& block, int vector, bool is_first, std::int6
   const __m512 factor = _mm512_scalef_ps(_mm512_set1_ps(1), _mm512_sub_ps(_mm512_setzero_ps(), powers));
   _mm512_store_ps(state.reference + lane, reference);
   _mm512_store_ps(state.bias + lane, bias_of(reference));
-  _mm512_store_ps(state.sum + lane, _mm512_mul_ps(_mm512_load_ps(state.sum + lane), factor));
+  const __m512 sum = _mm512_mul_ps(_mm512_load_ps(state.sum + lane), factor);
+  _mm512_store_ps(state.sum + lane, _mm512_mask_mov_ps(sum, broken, _mm512_set1_ps(__builtin_nanf(""))));
   shift_weights(block.weights - block.pairs_before * panel + lane, block.pairs_before, powers);
   if (is_first) return;
   alignas(64) float factors[lanes];

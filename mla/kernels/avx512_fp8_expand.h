@@ -91,9 +91,6 @@ class Expander {
     if (rows) blocks_ = rows->at.d_c / fp8_block;
   }
 
-  std::int64_t made() const { return made_; }
-  std::int64_t left() const { return left_; }
-
   /// Makes rows until `rows` are there, or all.
   void make_up_to(std::int64_t rows) {
     if (left_ == 0 || rows <= made_) return;

@@ -22,6 +22,8 @@ inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int what) {
         return a[i] == b[i];
       case _CMP_NLT_UQ:
         return !(a[i] < b[i]);
+      case _CMP_NLE_UQ:
+        return !(a[i] <= b[i]);
       case _CMP_NEQ_UQ:
         return a[i] != b[i];
       case _CMP_UNORD_Q:

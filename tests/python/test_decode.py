@@ -140,6 +140,24 @@ def said_by_a_process(lines, **environment):
     return done.stdout.split()
 
 
+@pytest.mark.parametrize("b, s_q", [(100, 3), (2, 200)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_calls_are_the_bits_of_short_ones(b, s_q, causal):
+    """A call goes through 64 MiB of memory in parts: here of 40 sequences, and of 120 tokens."""
+    problem = Problem(KINDS[2 if torch else 0], b, s_q, 250, 128, 1, True)
+    out, lse = (numbers(x) for x in problem.run(causal))
+    q, table, lengths = problem.q, problem.table, problem.lengths
+    for i in (0, 1, 39, 40, 99):
+        if i < b:
+            problem.q, problem.table, problem.lengths = q[i:i + 1], table[i:i + 1].copy(), lengths[i:i + 1]
+            few = problem.run(causal)
+            assert (numbers(few[0]) == out[i:i + 1]).all() and (numbers(few[1]) == lse[i:i + 1]).all()
+            for first, end in ((0, 60), (60, 130), (130, 200)) if s_q == 200 and causal else ():
+                problem.q, problem.lengths = q[i:i + 1, first:end], numpy.maximum(lengths[i:i + 1] - (200 - end), 0)
+                few = problem.run(causal)
+                assert (numbers(few[0]) == out[i:i + 1, first:end]).all() and (numbers(few[1]) == lse[i:i + 1, :, first:end]).all()
+
+
 def test_threads_are_those_of_openmp():
     assert said_by_a_process("import mla; print(mla.threads())", OMP_NUM_THREADS="3") == ["3"]
     if torch:

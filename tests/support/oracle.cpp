@@ -73,6 +73,7 @@ AttentionAnswer plain_attention(const AttentionShape& shape, const QueryView& qu
         p[r] = dot * static_cast<double>(shape.scale);
         top = std::max(top, p[r]);
       }
+      answer.largest.push_back(top);
       for (std::int64_t r = 0; r < seen; ++r) sum += p[r] = std::exp(p[r] - top);
       std::vector<double> out(static_cast<std::size_t>(shape.d_v)), weight(out.size());
       for (std::int64_t r = 0; r < seen; ++r) {

@@ -84,6 +84,7 @@ struct AttentionAnswer {
   std::vector<double> out;
   std::vector<double> weight;  ///< sum of p |v|: the size of what was added up for each `out`
   std::vector<double> lse;
+  std::vector<double> largest;  ///< scaled score
 };
 AttentionAnswer plain_attention(const AttentionShape& shape, const QueryView& queries, const PlainRows& rows);
 
