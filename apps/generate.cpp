@@ -140,10 +140,7 @@ void generate(const GenerateOptions& options) {
   const Sampler check_options({options.temperature, options.top_k, options.top_p, options.seed});
   const auto directory = model_directory(options.model.model);
   std::optional<Tokenizer> tokenizer;
-  std::error_code ignored;
-  if (!options.input.ids || std::filesystem::exists(directory / "tokenizer.json", ignored)) {
-    tokenizer = Tokenizer::load(directory);
-  }
+  if (!options.input.ids || Tokenizer::is_in(directory)) tokenizer = Tokenizer::load(directory);
   const std::vector<std::int32_t> ids = input_ids(options.input, default_prompt, directory, tokenizer);
   require(
       !ids.empty(),

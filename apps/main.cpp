@@ -20,7 +20,9 @@ void add_json(CLI::App* command, bool& json) {
 }
 
 void add_directory(CLI::App* command, std::string& model) {
-  command->add_option("--model", model, "Checkpoint directory: config.json, safetensors, tokenizer.json")
+  command
+      ->add_option("--model", model,
+                   "Checkpoint directory: config.json, safetensors, tokenizer.json or tiktoken.model")
       ->type_name("DIR")
       ->default_str("the model that ships with the program");
 }

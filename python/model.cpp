@@ -21,12 +21,11 @@ Values array_of(std::unique_ptr<float[]> values, std::initializer_list<std::size
 }
 
 Model::Model(const fs::path& d) : directory(d), transformer(Transformer::load(d)) {
-  std::error_code ignored;
-  if (fs::exists(d / "tokenizer.json", ignored)) tokenizer = Tokenizer::load(d);
+  if (Tokenizer::is_in(d)) tokenizer = Tokenizer::load(d);
 }
 
 const Tokenizer& Model::words() const {
-  require(tokenizer.has_value(), "{}: found no tokenizer.json", directory.string());
+  require(tokenizer.has_value(), "{}: found neither tokenizer.json nor tiktoken.model", directory.string());
   return *tokenizer;
 }
 

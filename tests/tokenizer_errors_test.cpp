@@ -72,6 +72,65 @@ TEST(TokenizerErrors, BrokenFilesAreNamed) {
   EXPECT_THROW(Tokenizer::load("/no/such/directory"), Error);
 }
 
+/// A tiktoken.model of the 256 bytes and "ab".
+std::string ranks() {
+  constexpr const char* digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string text;
+  for (int byte = 0; byte < 256; ++byte)
+    text += fmt::format("{}{}== {}\n", digits[byte >> 2], digits[byte % 4 << 4], byte);
+  return text + "YWI= 256\n";
+}
+
+constexpr const char* kimi_config = R"({"tokenizer_class": "TikTokenTokenizer", "bos_token": "[BOS]",
+  "added_tokens_decoder": {"257": {"content": "[BOS]", "special": true}}})";
+
+std::string tiktoken_message(const std::string& text, const std::string& config = kimi_config) {
+  try {
+    Tokenizer::parse_tiktoken(text, config, "dir/tokenizer_ranks");
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(TokenizerErrors, RanksAreNamedByTheirLines) {
+  EXPECT_EQ(tiktoken_message(ranks()), "no error");
+  EXPECT_EQ(tiktoken_message(ranks() + "\r\n\n"), "no error");
+  const auto tokenizer = Tokenizer::parse_tiktoken(ranks(), kimi_config, "x");
+  EXPECT_EQ(tokenizer.encode("ab[BOS]\xC3\xA9"
+                             "abc"),
+            (std::vector<std::int32_t>{256, 257, 0xC3, 0xA9, 256, 99}));
+  for (const char* line :
+       {"YWI=", "YWI= ", "YWI 257", "Y*I= 257", "YWI= -1", "YWI= 2x", " 257", "= 257", "YWM= 99999999"})
+    expect_has(tiktoken_message(ranks() + line), "line 258: found ");
+  expect_has(tiktoken_message(ranks() + "YWI= 257"), "line 258: found \"YWI= 257\", whose token or rank");
+  expect_has(tiktoken_message(ranks() + "YWM= 256"), "whose token or rank an earlier line has");
+  expect_has(tiktoken_message(ranks() + "YWM= 258"), "found 258 tokens with ranks up to 258");
+  expect_has(tiktoken_message("YWI= 0\n"), "found no token of the byte 0x00");
+  expect_has(tiktoken_message(""), "found no token of the byte 0x00");
+}
+
+TEST(TokenizerErrors, ConfigsBesideRanksAreChecked) {
+  const auto with = [](const std::string& tokens) {
+    return tiktoken_message(
+        ranks(), R"({"tokenizer_class": "TikTokenTokenizer", "added_tokens_decoder": )" + tokens + "}");
+  };
+  EXPECT_EQ(with("null"), "no error");
+  expect_has(tiktoken_message(ranks(), ""), "tokenizer_config.json: not valid JSON");
+  expect_has(tiktoken_message(ranks(), "{}"), "tokenizer_class: found nothing, expected a string");
+  expect_has(tiktoken_message(ranks(), R"({"tokenizer_class": "QWenTokenizer"})"),
+             "found \"QWenTokenizer\", expected \"TikTokenTokenizer\"");
+  expect_has(tiktoken_message(ranks(), R"({"tokenizer_class": "TikTokenTokenizer", "bos_token": "xyz"})"),
+             "bos_token: found \"xyz\"");
+  expect_has(with("[]"), "added_tokens_decoder: found an array, expected an object");
+  for (const char* id : {"256", "515", "x", "", "257 ", "99999999999999999999"})
+    expect_has(with(fmt::format(R"({{"{}": {{"content": "a"}}}})", id)), "expected 257 to 514");
+  expect_has(with(R"({"257": "a"})"), "added_tokens_decoder.257: found \"a\", expected an object");
+  expect_has(with(R"({"257": {"content": ""}})"), "added_tokens_decoder.257.content: found \"\"");
+  expect_has(with(R"({"257": {"content": "u"}, "258": {"content": "u"}})"), "no other entry's");
+  expect_has(with(R"({"257": {"content": "u", "special": 1}})"), "special: found 1, expected true or false");
+}
+
 TEST(TokenizerErrors, UnknownPartsAreNamed) {
   struct Case {
     std::string pointer;

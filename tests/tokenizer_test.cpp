@@ -57,7 +57,7 @@ std::string streamed(const Tokenizer& tokenizer, const Ids& ids, bool skip_speci
 
 class TokenizerCases : public ::testing::TestWithParam<const char*> {};
 
-TEST_P(TokenizerCases, GiveWhatTheTokenizersLibraryGives) {
+TEST_P(TokenizerCases, GiveWhatTheirLibraryGives) {
   const Tokenizer& tokenizer = tokenizer_of(GetParam());
   const std::string file = data_directory + GetParam() + "/cases.json";
   const json cases = parse_json(read_text(file), file);
@@ -81,7 +81,7 @@ TEST_P(TokenizerCases, GiveWhatTheTokenizersLibraryGives) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Committed, TokenizerCases,
-                         ::testing::Values("deepseek-v3", "llama", "metaspace", "gpt2"));
+                         ::testing::Values("deepseek-v3", "llama", "metaspace", "gpt2", "kimi"));
 
 class ByteLevelTokenizers : public ::testing::TestWithParam<const char*> {};
 
@@ -112,7 +112,8 @@ TEST_P(ByteLevelTokenizers, StreamAnyIdsAsTheyDecode) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ByteLevelTokenizers, ::testing::Values("deepseek-v3", "gpt2", "default"));
+INSTANTIATE_TEST_SUITE_P(All, ByteLevelTokenizers,
+                         ::testing::Values("deepseek-v3", "gpt2", "kimi", "default"));
 
 TEST(Tokenizer, KnowsItsSpecialTokens) {
   const Tokenizer& v3 = tokenizer_of("deepseek-v3");
@@ -132,6 +133,19 @@ TEST(Tokenizer, KnowsItsSpecialTokens) {
   EXPECT_EQ(embedded.vocab_size(), 4096);
   EXPECT_EQ(embedded.encode_prompt("God"), embedded.encode("God"));
   EXPECT_EQ(embedded.bos_id(), std::nullopt);
+}
+
+TEST(Tokenizer, KnowsWhatKimisConfigNames) {
+  const Tokenizer& kimi = tokenizer_of("kimi");
+  EXPECT_EQ(kimi.vocab_size(), 1100 + 258);
+  EXPECT_EQ(kimi.bos_id(), 1100);
+  EXPECT_EQ(kimi.eos_id(), 1101);
+  EXPECT_TRUE(kimi.is_special(1102));
+  EXPECT_FALSE(kimi.is_special(1111)) << "<|tool_calls_section_begin|>";
+  EXPECT_EQ(kimi.id_of("<|reserved_token_1105|>"), 1105);
+  EXPECT_EQ(kimi.id_of("Ġ"), kimi.encode(" ").front());
+  EXPECT_TRUE(Tokenizer::is_in(data_directory + "kimi"));
+  EXPECT_FALSE(Tokenizer::is_in(data_directory));
 }
 
 TEST(Tokenizer, RefusesIdsThatAreNoTokens) {

@@ -13,6 +13,7 @@
 #include "mla/model/tokenizer/normalizer.h"
 #include "mla/model/tokenizer/pre_tokenizer.h"
 #include "mla/model/tokenizer/prompt_template.h"
+#include "mla/model/tokenizer/tiktoken.h"
 #include "mla/model/tokenizer/token_decoder.h"
 
 namespace mla {
@@ -42,6 +43,10 @@ void check_head(TokenizerFields& fields) {
   }
 }
 
+std::string config_beside(const std::string& source) {
+  return std::filesystem::path(source).replace_filename("tokenizer_config.json").string();
+}
+
 }  // namespace
 
 /// One call of encode: its result so far and what it works with.
@@ -54,8 +59,16 @@ struct TokenizerRun {
 
 Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
   const auto config = directory / "tokenizer_config.json";
-  const auto file = directory / "tokenizer.json";
+  const auto file = directory / "tokenizer.json", ranks = directory / "tiktoken.model";
+  if (!std::filesystem::exists(file) && std::filesystem::exists(ranks))
+    return parse_tiktoken(read_text(ranks), read_text(config), ranks.string());
   return parse(read_text(file), std::filesystem::exists(config) ? read_text(config) : "", file.string());
+}
+
+bool Tokenizer::is_in(const std::filesystem::path& directory) {
+  std::error_code ignored;
+  return std::filesystem::exists(directory / "tokenizer.json", ignored) ||
+         std::filesystem::exists(directory / "tiktoken.model", ignored);
 }
 
 Tokenizer Tokenizer::parse(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
@@ -69,19 +82,37 @@ Tokenizer Tokenizer::parse(std::string_view tokenizer_json, std::string_view tok
   parts->model = Bpe::parse(fields.object("model"), source);
   parts->added =
       AddedTokens::parse(fields.find("added_tokens"), source, parts->normalizer, parts->model.vocabulary());
-  parts->size = parts->model.vocabulary().size();
-  for (const AddedToken& token : parts->added.tokens())
-    parts->size = std::max<std::int64_t>(parts->size, token.id + 1);
   parts->decoder = TokenDecoder::parse(fields.find("decoder"), source);
   const json* post_processor = fields.find("post_processor");
   fields.done();
+  return completed(parts, post_processor, tokenizer_config_json, source);
+}
+
+Tokenizer Tokenizer::parse_tiktoken(std::string_view tiktoken_model, std::string_view tokenizer_config_json,
+                                    const std::string& source) {
+  const std::string config = config_beside(source);
+  auto parts = std::make_shared<Parts>();
+  parts->model = Bpe::parse_ranks(tiktoken_model, source);
+  const Vocabulary& vocabulary = parts->model.vocabulary();
+  const json added =
+      tiktoken_added_tokens(parse_json(tokenizer_config_json, config), config, vocabulary.size());
+  parts->added = AddedTokens::parse(&added, config, parts->normalizer, vocabulary);
+  parts->pre_tokenizer = PreTokenizer::parse(&tiktoken_pre_tokenizer(), "built in");
+  parts->decoder = TokenDecoder::parse(&tiktoken_decoder(), "built in");
+  return completed(parts, nullptr, tokenizer_config_json, source);
+}
+
+Tokenizer Tokenizer::completed(std::shared_ptr<Parts> parts, const json* post_processor,
+                               std::string_view config_json, const std::string& source) {
+  parts->size = parts->model.vocabulary().size();
+  for (const AddedToken& token : parts->added.tokens())
+    parts->size = std::max<std::int64_t>(parts->size, token.id + 1);
   const Tokenizer tokenizer(parts);
   const auto id_of = [&](std::string_view token) { return tokenizer.id_of(token); };
   parts->prompt = PromptTemplate::parse(post_processor, source, parts->size);
-  if (!tokenizer_config_json.empty()) {
-    const std::filesystem::path config =
-        std::filesystem::path(source).replace_filename("tokenizer_config.json");
-    parts->prompt.configure(parse_json(tokenizer_config_json, config.string()), config.string(), id_of);
+  if (!config_json.empty()) {
+    const std::string config = config_beside(source);
+    parts->prompt.configure(parse_json(config_json, config), config, id_of);
   }
   return tokenizer;
 }

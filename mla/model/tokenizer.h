@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
 #include <string>
@@ -11,19 +12,26 @@
 namespace mla {
 
 /// The tokenizer of a checkpoint, from Hugging Face's `tokenizer.json`: byte-level BPE as DeepSeek's and
-/// GPT-2's, and the SentencePiece kind that Llama and MiniCPM3 use. Gives the ids and texts that the
-/// `tokenizers` library gives; a file that asks for something we lack is an Error when it's loaded. Immutable
-/// and cheap to copy; every method may be called from several threads at once.
+/// GPT-2's, and the SentencePiece kind that Llama and MiniCPM3 use; or from the `tiktoken.model` that Kimi's
+/// checkpoints have instead. Gives the ids and texts that the libraries `tokenizers` and `tiktoken` give; a
+/// file that asks for something we lack is an Error when it's loaded. Immutable and cheap to copy; every
+/// method may be called from several threads at once.
 class Tokenizer {
  public:
-  /// Loads `directory`/tokenizer.json, and `directory`/tokenizer_config.json if it's there. Throws Error
-  /// naming file, field, what was found and what was expected.
+  /// Loads `directory`/tokenizer.json, and `directory`/tokenizer_config.json if it's there; or, if there is
+  /// no tokenizer.json, `directory`/tiktoken.model and tokenizer_config.json. Throws Error naming file,
+  /// field, what was found and what was expected.
   static Tokenizer load(const std::filesystem::path& directory);
+
+  /// Whether a directory has one of the two.
+  static bool is_in(const std::filesystem::path& directory);
 
   /// The same from the files' texts; `tokenizer_config_json` may be empty. `source` names the first in
   /// Errors.
   static Tokenizer parse(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                          const std::string& source);
+  static Tokenizer parse_tiktoken(std::string_view tiktoken_model, std::string_view tokenizer_config_json,
+                                  const std::string& source);
 
   /// The ids of a text. Adds nothing, but recognises the added tokens that the text contains. Throws Error
   /// naming the byte if `text` isn't UTF-8.
@@ -55,6 +63,9 @@ class Tokenizer {
   friend class StreamDecoder;
   struct Parts;
   explicit Tokenizer(std::shared_ptr<const Parts> parts) : parts_(std::move(parts)) {}
+  /// The tokenizer of parts that are complete but for the size and what goes around a prompt.
+  static Tokenizer completed(std::shared_ptr<Parts> parts, const nlohmann::json* post_processor,
+                             std::string_view config_json, const std::string& source);
   std::shared_ptr<const Parts> parts_;
 };
 

@@ -23,7 +23,7 @@ def _ids(ids: Iterable[int], name: str = "ids") -> List[int]:
 
 
 class Model:
-    """A checkpoint directory: config.json, safetensors, tokenizer.json. Without one, the small model that ships.
+    """A checkpoint directory: config.json, safetensors, tokenizer.json or tiktoken.model. Without one, the small model that ships.
 
     Raises ValueError naming file and field for what is not such a directory.
     """

@@ -58,13 +58,18 @@ struct BpeWork {
   std::string text;
 };
 
-/// Byte pair encoding with the merges of a tokenizer.json: the pair with the lowest rank merges first, the
-/// leftmost of equals first.
+/// Byte pair encoding with the merges of a tokenizer.json or those that a tiktoken.model implies: the pair
+/// with the lowest rank merges first, the leftmost of equals first.
 class Bpe {
  public:
   /// Reads the field `model`. Throws Error naming file and field if it isn't a BPE model, asks for what we
   /// lack (dropout, continuing_subword_prefix, end_of_word_suffix, other types) or contradicts itself.
   static Bpe parse(const nlohmann::json& model, const std::string& source);
+
+  /// Reads a tiktoken.model: a line for each token, its bytes in base64 and its rank, which is its id. Any
+  /// two tokens that make a token merge, that of the lowest rank first. Throws Error naming file and line for
+  /// what is none, and where ranks are missing or a byte has no token.
+  static Bpe parse_ranks(std::string_view text, const std::string& source);
 
   /// Appends the ids of one word. With `byte_level` the word's bytes are read as byte_level_char of each. A
   /// character that no token covers becomes the unknown token, or nothing if the model has none (as in
@@ -93,6 +98,9 @@ class Bpe {
   }
   void read_vocabulary(const nlohmann::json& vocab, const std::string& place);
   void read_merges(const nlohmann::json& merges, const std::string& place);
+  void read_ranks(std::string_view text, const std::string& source);
+  /// Of equal pairs the last one counts, as in `tokenizers`.
+  void index_merges(const std::vector<Merge>& merges);
   void index_characters();
   const Merge* find(std::int32_t left, std::int32_t right) const;
   std::uint32_t rank(std::int32_t left, std::int32_t right) const;

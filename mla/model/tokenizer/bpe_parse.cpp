@@ -59,12 +59,10 @@ void Bpe::read_vocabulary(const json& vocab, const std::string& place) {
 }
 
 void Bpe::read_merges(const json& merges, const std::string& place) {
-  const std::size_t slots = std::bit_ceil(merges.size() * 2 + 2);
-  merges_.assign(slots, Merge{no_pair, 0, 0});
-  merges_shift_ = 64 - std::countr_zero(slots);
   require(merges.size() < no_rank, "{}: {} merges are too many", place, merges.size());
   joins_.assign(std::size_t{1} << join_bits, false);
-  std::uint32_t next_rank = 0;
+  std::vector<Merge> read;
+  read.reserve(merges.size());
   std::string left, right, result;
   for (std::size_t i = 0; i < merges.size(); ++i) {
     const json& entry = merges[i];
@@ -98,10 +96,19 @@ void Bpe::read_merges(const json& merges, const std::string& place) {
       joins_[join_slot(last_character(left), next)] = true;
     }
     result.assign(left).append(right);
-    std::size_t at = slot_of(pair);
-    while (merges_[at].pair != no_pair && merges_[at].pair != pair) at = (at + 1) & (slots - 1);
-    merges_[at] = {pair, next_rank++,
-                   id_of(result)};  // of equal merges the last one counts, as in `tokenizers`
+    read.push_back({pair, static_cast<std::uint32_t>(read.size()), id_of(result)});
+  }
+  index_merges(read);
+}
+
+void Bpe::index_merges(const std::vector<Merge>& merges) {
+  const std::size_t slots = std::bit_ceil(merges.size() * 2 + 2);
+  merges_.assign(slots, Merge{no_pair, 0, 0});
+  merges_shift_ = 64 - std::countr_zero(slots);
+  for (const Merge& merge : merges) {
+    std::size_t at = slot_of(merge.pair);
+    while (merges_[at].pair != no_pair && merges_[at].pair != merge.pair) at = (at + 1) & (slots - 1);
+    merges_[at] = merge;
   }
 }
 
