@@ -229,9 +229,10 @@ std::string describe_cache(const ModelConfig& c) {
     text += fmt::format("  {:<8}{:>12} bytes  {:>6.1f}x\n", name, 2 * values, ratio);
   }
   if (is_latent(c)) {
-    text += fmt::format("MHA keeps {:.0f}x what MLA keeps; {:.0f}x without the rotary key\n",
-                        static_cast<double>(cache.mha) / static_cast<double>(cache.mla),
-                        static_cast<double>(cache.mha) / static_cast<double>(cache.latent_only));
+    text += fmt::format(
+        "MHA keeps {:.1f}x what MLA keeps, {:.1f}x what its latents take without the rotary key\n",
+        static_cast<double>(cache.mha) / static_cast<double>(cache.mla),
+        static_cast<double>(cache.mha) / static_cast<double>(cache.latent_only));
   }
   std::vector<std::string> types;
   for (const DType type : row_types(c))

@@ -1,4 +1,4 @@
-// The fused architecture: rotation stands between query and W_UK, so a small rotated part goes beside.
+// The decoupled architecture: rotation stands between query and W_UK, so a small rotated part goes beside.
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -42,7 +42,7 @@ constexpr Topic all[] = {
     {"binary", "3.9.1–3", "Binary positions", tell_binary},
     {"sinusoidal", "3.10.1–2", "Sine and cosine instead of bits", tell_sinusoidal},
     {"rotary", "RoPE", "Rotary positions", tell_rotary},
-    {"decoupled", "fused", "Why a rotated part stands beside the latent", tell_decoupled},
+    {"decoupled", "decoupled", "Why a rotated part stands beside the latent", tell_decoupled},
 };
 
 }  // namespace

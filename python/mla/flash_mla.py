@@ -6,7 +6,8 @@ where q does not tell its own by __array_namespace__). torch is not required. In
 - a query that sees no row gives output 0 and lse +inf; lse is the natural logarithm, in f32;
 - slots of a cache that no sequence uses may hold anything, NaN too;
 - wrong types raise TypeError, wrong shapes and values ValueError, each naming the argument;
-- the same query over the same rows gives the same bits at any number of threads and in any batch.
+- the same query over the same rows gives the same bits at any number of threads and in any batch; where the CPU multiplies bf16
+  pairs, a NaN in a row that only later tokens of its own call see may show in it.
 """
 import dataclasses
 import functools

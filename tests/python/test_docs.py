@@ -26,12 +26,11 @@ def test_the_examples_of_the_document():
 
 def test_the_example_of_the_readme(tmp_path, capsys):
     code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    for name, value in (('"DIR"', repr(mla.Model().directory)), ('"my-model"', repr(str(tmp_path / "my-model"))), ("steps=500", "steps=2")):
+    for name, value in (('"DIR"', repr(mla.Model().directory)), ('"my-other-model"', repr(str(tmp_path / "my-model"))), ("steps=500", "steps=2")):
         assert name in code
         code = code.replace(name, value)
     values = {"q": numpy.zeros((1, 1, 4, 576), numpy.float32), "k_cache": numpy.zeros((2, 64, 1, 576), numpy.float32),
-              "block_table": numpy.int32([[1]]), "cache_seqlens": numpy.int32([9]), "text": DOCUMENT.read_text() * 3,
-              "metadata": mla.flash_mla.get_mla_metadata()[0]}
+              "block_table": numpy.int32([[1]]), "cache_seqlens": numpy.int32([9]), "text": DOCUMENT.read_text() * 3}
     exec(code, values)
     assert values["out"].shape == (1, 1, 4, 512) and len(values["session"]) == 0
     said = capsys.readouterr().out.splitlines()
