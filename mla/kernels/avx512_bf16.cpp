@@ -4,21 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "mla/kernels/avx512_bf16_panels.h"
+#include "mla/kernels/avx512_pairs.h"
 #include "mla/kernels/panel.h"
 #include "mla/kernels/product_dot.h"
 #include "mla/kernels/read64.h"
-
-namespace mla {
-namespace {
-
-__m512bh as_pairs(__m512i x) {
-  return reinterpret_cast<__m512bh>(x);
-}
-
-}  // namespace
-}  // namespace mla
-
-#include "mla/kernels/avx512_bf16_panels.h"
 
 namespace mla {
 namespace {

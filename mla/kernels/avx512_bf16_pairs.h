@@ -7,13 +7,10 @@
 
 #include "mla/core/parts.h"
 #include "mla/kernels/attend.h"
+#include "mla/kernels/avx512_pairs.h"
 
 namespace mla {
 namespace {
-
-inline __m512bh as_pairs(__m512i x) {
-  return reinterpret_cast<__m512bh>(x);
-}
 
 /// Asks for a line to come into L2. (An instruction of its own: gcc 12 drops loops that only prefetch.)
 inline void fetch_line(const std::byte* line) {

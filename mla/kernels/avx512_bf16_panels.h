@@ -1,5 +1,6 @@
 #pragma once
 // Panels of bf16 pairs (panel.h): AVX-512 with BF16, in the anonymous namespace of the file that includes it.
+#include "mla/kernels/avx512_pairs.h"
 #include "mla/kernels/panel_math.h"
 
 namespace mla {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "mla/kernels/avx512_pairs.h"
 #include "mla/kernels/prefill.h"
 
 namespace mla {
@@ -20,9 +21,6 @@ constexpr int lanes = 16;  // queries of a vector
 constexpr int panel = static_cast<int>(prefill_queries);
 constexpr float slack = 8;  // powers of two that a score may exceed its query's reference by
 
-__m512bh as_pairs(__m512i x) {
-  return reinterpret_cast<__m512bh>(x);
-}
 __m512bh spread(const void* pair) {
   std::int32_t bits;
   std::memcpy(&bits, pair, sizeof bits);

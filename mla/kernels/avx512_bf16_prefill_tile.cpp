@@ -5,14 +5,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "mla/kernels/avx512_pairs.h"
 #include "mla/kernels/prefill.h"
 
 namespace mla {
 namespace {
-
-__m512bh as_pairs(__m512i x) {
-  return reinterpret_cast<__m512bh>(x);
-}
 
 /// The first `n` of 16 or 32 lanes, none for a negative n.
 __mmask16 first16(std::int64_t n) {

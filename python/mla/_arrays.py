@@ -1,4 +1,5 @@
 """Tensors of any kind: torch's, numpy's, or whatever speaks DLPack. Torch is looked at only where it is loaded already."""
+import functools
 import sys
 from typing import Any, Dict, Optional, Sequence, Tuple
 
@@ -17,17 +18,26 @@ def is_torch(array: Any) -> bool:
 
 
 def given(name: str, array: Any) -> Any:
-    """The tensor as the extension module takes it, without a copy. Raises TypeError or ValueError naming the argument."""
-    if is_torch(array):
+    """The tensor as the extension module takes it, without a copy. Raises TypeError or ValueError naming the argument.
+
+    A call of a few microseconds passes here six times.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
         if not array.is_cpu:
             raise ValueError(f"{name}: found a tensor on {array.device}, expected one on the CPU")
         code = (_codes or _fill_codes()).get(array.dtype)
         if code is None:
             raise TypeError(f"{name}: found a tensor of {array.dtype}, expected f32, bf16, f16, int32 or bytes")
-        address = _address(name, array)
+        try:
+            address = array.data_ptr()
+        except RuntimeError:  # sparse ones, those inside torch.vmap
+            address = 0
+        if address == 0 and (array.layout is not torch.strided or array.numel() > 0):
+            raise TypeError(f"{name}: found a {type(array).__name__} of layout {array.layout} without memory that can be read")
         if array.is_neg():
             raise ValueError(f"{name}: found a view of the negated values, expected its resolve_neg()")
-        return (address, tuple(array.shape), array.stride(), *code)
+        return (address, array.shape, array.stride(), *code)
     if isinstance(array, numpy.ndarray):
         return _given_numpy(name, array)
     if type(array) is Lent:
@@ -85,7 +95,7 @@ def empty(like: Any, shape: Sequence[int], is_f32: bool = False, turned: bool = 
     """
     if is_torch(like):
         torch = sys.modules["torch"]
-        made = torch.empty(shape[::-1] if turned else shape, dtype=torch.float32 if is_f32 else like.dtype, device="cpu")
+        made = torch.empty(*(shape[::-1] if turned else shape), dtype=torch.float32 if is_f32 else like.dtype, device=_cpu(torch))
         return made.T if turned else made
     if isinstance(like, numpy.ndarray):
         return numpy.empty(shape, numpy.float32 if is_f32 else like.dtype, order="F" if turned else "C")
@@ -97,15 +107,23 @@ def empty(like: Any, shape: Sequence[int], is_f32: bool = False, turned: bool = 
     return numpy.empty(shape, _numpy_types[code])
 
 
-def handed_back(like: Any, *made: Any) -> Tuple[Any, ...]:
-    """What `empty` made, as the caller gets it: of the library of `like` where it tells which that is, else of numpy."""
-    if is_torch(like) or not hasattr(like, "__array_namespace__") or isinstance(like, numpy.ndarray):
+def handed_back(like: Any, given_: Any, *made: Any) -> Tuple[Any, ...]:
+    """What `empty` made, as the caller gets it: of the library of `like` where it tells which that is, else of numpy.
+
+    given_: what `given` made of `like`.
+    """
+    if type(given_) is not Lent or not hasattr(like, "__array_namespace__"):
         return made
     library = like.__array_namespace__()
     return tuple(library.from_dlpack(array) for array in made)
 
 
 # ---------------------------------------------------------------- what the above is made of
+
+@functools.lru_cache(maxsize=None)
+def _cpu(torch: Any) -> Any:
+    return torch.device("cpu")
+
 
 _codes: Dict[Any, Tuple[int, int]] = {}
 _numpy_types = {(2, 32): numpy.float32, (2, 16): numpy.float16}
@@ -121,24 +139,14 @@ def _fill_codes() -> Dict[Any, Tuple[int, int]]:
     return _codes
 
 
-def _address(name: str, array: Any) -> int:
-    """Of a torch tensor's values."""
-    try:
-        address = array.data_ptr()
-    except RuntimeError:  # sparse ones, those inside torch.vmap
-        raise TypeError(f"{name}: found a {type(array).__name__} of layout {array.layout} without memory that can be read") from None
-    if address == 0 and array.numel() > 0:
-        raise TypeError(f"{name}: found a {type(array).__name__} without memory")
-    return address
-
-
 def _given_numpy(name: str, array: numpy.ndarray) -> Any:
-    size = array.itemsize
-    if not array.flags.c_contiguous and any(stride % size for stride in array.strides):
-        raise ValueError(f"{name}: found strides of {array.strides} bytes, expected multiples of a value's {size}")
-    code = _foreign_codes.get(array.dtype.name) if array.dtype.kind == "V" else None
-    if code is not None:
-        return (array.__array_interface__["data"][0], array.shape, tuple(stride // size for stride in array.strides), *code)
-    if array.dtype.byteorder == ">" or array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: found an array of {array.dtype}, expected floats or integers")
-    return array
+    dtype = array.dtype
+    if not array.flags.c_contiguous and any(stride % dtype.itemsize for stride in array.strides):
+        raise ValueError(f"{name}: found strides of {array.strides} bytes, expected multiples of a value's {dtype.itemsize}")
+    if dtype.kind in "fiu" and dtype.byteorder != ">":
+        return array
+    code = _foreign_codes.get(dtype.name)
+    if code is None:
+        raise TypeError(f"{name}: found an array of {dtype}, expected floats or integers")
+    strides = tuple(stride // dtype.itemsize for stride in array.strides)
+    return (array.__array_interface__["data"][0], array.shape, strides, *code)

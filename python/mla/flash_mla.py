@@ -46,14 +46,16 @@ class FlashMLASchedMeta:
     tile_scheduler_metadata: None = None
     num_splits: None = None
 
-    def check(self, found: Config) -> None:
-        """Raises ValueError if an earlier call's shapes differ."""
+    def check(self, found: Tuple[Any, ...]) -> None:
+        """Raises ValueError if an earlier call's shapes, in Config's order, differ."""
         if self.config is not None and self.config != found:
-            name, value, first = next(x for x in zip(found._fields, found, self.config) if x[1] != x[2])
+            name, value, first = next(x for x in zip(self.config._fields, found, self.config) if x[1] != x[2])
             raise ValueError(f"tile_scheduler_metadata: found {name} {value}, its first call had {first}")
 
-    def keep(self, config: Config) -> None:
-        self.config, self.have_initialized = config, True
+    def keep(self, shapes: Tuple[Any, ...]) -> None:
+        """Keeps a call's shapes, unless there was one before."""
+        if self.config is None:
+            self.config, self.have_initialized = self.Config(*shapes), True
 
 
 def get_mla_metadata(*args: Any, **kwargs: Any) -> Tuple[FlashMLASchedMeta, None]:
@@ -93,10 +95,9 @@ def flash_mla_with_kvcache(
     blocks, page, kv_heads, _ = shape_of("k_cache", cache, 4)
     named, extra_named = given_or_none("indices", indices), given_or_none("extra_indices_in_kvcache", extra_indices_in_kvcache)
     extra = given_or_none("extra_k_cache", extra_k_cache)
-    config = FlashMLASchedMeta.Config(
-        batch, tokens, heads, page, kv_heads, bool(causal), bool(is_fp8_kvcache), last_of(named),
-        shape_of("extra_k_cache", extra, 4)[1] if extra is not None else None, last_of(extra_named))
-    tile_scheduler_metadata.check(config)
+    shapes = (batch, tokens, heads, page, kv_heads, bool(causal), bool(is_fp8_kvcache), last_of(named),
+              shape_of("extra_k_cache", extra, 4)[1] if extra is not None else None, last_of(extra_named))
+    tile_scheduler_metadata.check(shapes)
     scale = d ** -0.5 if softmax_scale is None else scale_given("softmax_scale", softmax_scale)
     d_v = whole("head_dim_v", head_dim_v, 1, d)
     out, lse = empty(q, (batch, tokens, heads, d_v)), empty(q, (batch, heads, tokens), is_f32=True)
@@ -118,8 +119,8 @@ def flash_mla_with_kvcache(
         _core.sparse_decode(q_, cache, named, given_or_none("topk_length", topk_length), given_or_none("attn_sink", attn_sink), extra,
                             extra_named, given_or_none("extra_topk_length", extra_topk_length), given("out", out), given("lse", lse),
                             scale)
-    tile_scheduler_metadata.keep(config)
-    return handed_back(q, out, lse)
+    tile_scheduler_metadata.keep(shapes)
+    return handed_back(q, q_, out, lse)
 
 
 def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int = 512, attn_sink: Optional[Any] = None,
@@ -138,7 +139,7 @@ def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: in
     _core.sparse_prefill(q_, kv_, given("indices", indices), given_or_none("topk_length", topk_length),
                          given_or_none("attn_sink", attn_sink), given("out", out), given("max_logits", max_logits), given("lse", lse),
                          scale)
-    return handed_back(q, out, max_logits, lse)
+    return handed_back(q, q_, out, max_logits, lse)
 
 
 def flash_attn_varlen_func(
@@ -156,7 +157,8 @@ def flash_attn_varlen_func(
     """
     if dropout_p != 0.0:
         raise ValueError(f"dropout_p: found {dropout_p!r}, expected 0")
-    d = _queries("q", given("q", q), 3)[2]
+    q_ = given("q", q)
+    d = _queries("q", q_, 3)[2]
     scale = d ** -0.5 if softmax_scale is None else scale_given("softmax_scale", softmax_scale)
     for name, array in (("k", k), ("v", v)):
         if is_torch(array) != is_torch(q):
@@ -164,7 +166,7 @@ def flash_attn_varlen_func(
     if is_torch(q):
         offsets = _torch_tensor("cu_seqlens_qo", cu_seqlens_qo), _torch_tensor("cu_seqlens_kv", cu_seqlens_kv)
         return _differentiable().apply(q, k, v, *offsets, scale, bool(causal))
-    return handed_back(q, *_varlen_forward(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal)))
+    return handed_back(q, q_, *_varlen_forward(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal)))
 
 
 def flash_attn_varlen_kvpacked_func(

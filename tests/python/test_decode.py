@@ -32,18 +32,22 @@ class Problem:
         used = -(-self.lengths // page)
         pages = random.permutation(used.sum() + b).astype(numpy.int32)
         self.table = numpy.full((b, used.max() + 2), 2147480000, numpy.int32)
-        cache, q = (draw(random, shape, exact) for shape in ((len(pages), page, h_kv, d), (b, s_q, h_q, d)))
-        cache[pages[used.sum():]] = numpy.nan
+        # Rows are drawn from some, the last of which is NaN: gigabytes of numbers of their own would take most of the time.
+        rows = numpy.full((min(len(pages) * page * h_kv, 20011) + 1, d), numpy.nan, numpy.float32)
+        rows[:-1] = draw(random, rows[:-1].shape, exact)
+        chosen = random.integers(0, len(rows) - 1, (len(pages), page, h_kv))
+        chosen[pages[used.sum():]] = -1
         for i, (n, first) in enumerate(zip(self.lengths, numpy.cumsum(used) - used)):
             self.table[i, :used[i]] = pages[first:first + used[i]]
             if n % page:
-                cache[self.table[i, used[i] - 1], n % page:] = numpy.nan
-        self.drawn = q, cache
+                chosen[self.table[i, used[i] - 1], n % page:] = -1
+        self.drawn = draw(random, (b, s_q, h_q, d), exact), rows, chosen
         self.turn(kind)
 
     def turn(self, kind):
-        self.kind = kind
-        self.q, self.cache = (make(kind, x) for x in self.drawn)
+        q, rows, chosen = self.drawn
+        self.kind, self.cache = kind, None
+        self.q, self.cache = make(kind, q), make(kind, rows)[chosen]
         return self
 
     def run(self, causal, **options):
