@@ -42,12 +42,15 @@ class Problem:
             if n % page:
                 chosen[self.table[i, used[i] - 1], n % page:] = -1
         self.drawn = draw(random, (b, s_q, h_q, d), exact), rows, chosen
+        self.kind = None
         self.turn(kind)
 
     def turn(self, kind):
-        q, rows, chosen = self.drawn
-        self.kind, self.cache = kind, None
-        self.q, self.cache = make(kind, q), make(kind, rows)[chosen]
+        if kind != self.kind:
+            q, rows, chosen = self.drawn
+            self.kind, self.cache = kind, None
+            self.q, rows = make(kind, q), make(kind, rows)
+            self.cache, self.exact_rows = rows[chosen], numbers(rows)
         return self
 
     def run(self, causal, **options):
@@ -61,7 +64,8 @@ class Problem:
     def rows(self, i):
         """[length, h_kv, d] of sequence i."""
         n = self.lengths[i]
-        return numbers(self.cache[self.table[i, :-(-n // self.page)].astype(int)]).reshape(-1, *self.cache.shape[2:])[:n]
+        chosen = self.drawn[2][self.table[i, :-(-n // self.page)]]
+        return self.exact_rows[chosen.reshape(-1, chosen.shape[-1])[:n]]
 
     def check(self, causal, *answers):
         for i in range(len(self.lengths)):
