@@ -9,7 +9,10 @@ from mla import _core
 
 
 class Lent(tuple):
-    """A tensor of another library: (address, shape, strides, DLPack's type code, bits, what keeps the memory)."""
+    """A tensor of another library: (address, shape, strides, DLPack's type code, bits, what keeps the memory).
+
+    Has the __array_namespace__ of its library, if that has one.
+    """
 
 
 def is_torch(array: Any) -> bool:
@@ -76,7 +79,10 @@ def columns(name: str, array: Any, first: int, last: int) -> Any:
     if is_torch(array) or isinstance(array, numpy.ndarray):
         return array[..., first:last]
     address, shape, strides, code, bits, keeper = given(name, array)
-    return Lent((address + first * strides[-1] * bits // 8, (*shape[:-1], last - first), strides, code, bits, keeper))
+    part = Lent((address + first * strides[-1] * bits // 8, (*shape[:-1], last - first), strides, code, bits, keeper))
+    if hasattr(array, "__array_namespace__"):
+        part.__array_namespace__ = array.__array_namespace__
+    return part
 
 
 def int32s(name: str, array: Any) -> numpy.ndarray:

@@ -1,7 +1,8 @@
 """FlashMLA's interface (https://github.com/deepseek-ai/FlashMLA) on CPUs: the same names, arguments and meanings.
 
 Tensors are torch's, numpy's or any that speak DLPack, on the CPU, in f32, bf16 or f16; results are of q's type and library (numpy's
-where q does not tell its own by __array_namespace__). torch is not required. Inputs are not copied where the kernels can read them as they lie. In all functions:
+where q does not tell its own by __array_namespace__). torch is not required. Inputs are not copied where the kernels can read
+them as they lie. In all functions:
 
 - a query that sees no row gives output 0 and lse +inf; lse is the natural logarithm, in f32;
 - slots of a cache that no sequence uses may hold anything, NaN too;

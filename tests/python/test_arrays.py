@@ -83,6 +83,11 @@ def test_other_libraries_everywhere():
     plain = varlen(q, kv[..., :16], kv[..., 16:], cu, cu)
     packed = flash_mla.flash_attn_varlen_kvpacked_func(Foreign(q), Foreign(kv), Foreign(cu), Foreign(cu), 0, 0, 16)
     assert all((a == b).all() for a, b in zip(packed, plain))
+    if torch is not None:
+        qkv = torch.from_numpy(random.standard_normal((5, 2, 40)).astype(numpy.float32)).bfloat16()
+        same = flash_mla.flash_attn_varlen_qkvpacked_func(qkv, torch.from_numpy(cu), 0, 16)
+        found = flash_mla.flash_attn_varlen_qkvpacked_func(Foreign(qkv, torch), Foreign(cu), 0, 16)
+        assert all(isinstance(a, torch.Tensor) and torch.equal(a, b) for a, b in zip(found, same))
     rows = numpy.zeros((3, 4, 1, 656), numpy.uint8)
     q = numpy.ones((2, 1, 4, 576), numpy.float32)
     out, lse = decode(Foreign(q), Foreign(rows), Foreign(TABLE), Foreign(LENGTHS), 512, is_fp8_kvcache=True)
