@@ -196,11 +196,11 @@ void SequenceAttention::attend_together(std::int64_t first_item, const std::byte
   const std::int64_t last_row = std::min(part.length, end_row);
   for (std::int64_t row = begin; row < end; row += block) {
     const std::int64_t last = std::min(row + block, end);
+    const std::int64_t next = std::clamp(last_row - last, std::int64_t{0}, block);
     for (std::int64_t i = 0; i < items; ++i) {
       const Item here = item(first_item + i);
       Lines lines[AttendRows::max_count + 1];
-      const std::size_t count =
-          list_ahead(here, i, part, last, std::min(last + block, last_row) - last, lines);
+      const std::size_t count = list_ahead(here, i, part, last, next, lines);
       attend_rows(here, packed + i * packed_bytes_, part, first_row, row, last, 0, {lines, count},
                   states + i * state_bytes_);
     }
