@@ -1,5 +1,6 @@
 // The input is a tiktoken.model; a leading line that begins with '{' is the tokenizer_config.json beside it.
 // What parses must encode and decode to the same text, and stream what it decodes.
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 

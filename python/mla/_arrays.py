@@ -11,7 +11,7 @@ from mla import _core
 class Lent(tuple):
     """A tensor of another library: (address, shape, strides, DLPack's type code, bits, what keeps the memory).
 
-    Has the __array_namespace__ of its library, if that has one.
+    kind is its class's name; it has the __array_namespace__ of its library, if that has one.
     """
 
 
@@ -49,14 +49,20 @@ def given(name: str, array: Any) -> Any:
         if array.__dlpack_device__()[0] != 1:
             raise ValueError(f"{name}: found a tensor that is not on the CPU")
         try:
-            return Lent(_core.lent(array))
+            lent = Lent(_core.lent(array))
         except TypeError:
             raise TypeError(f"{name}: found {type(array).__name__}, whose __dlpack__ gave nothing that can be read") from None
+        return _of_library(array, lent)
     raise TypeError(f"{name}: found {type(array).__name__}, expected a tensor of torch, numpy or another kind with __dlpack__")
 
 
 def given_or_none(name: str, array: Optional[Any]) -> Optional[Any]:
     return None if array is None else given(name, array)
+
+
+def read_once(array: Any, given_: Any) -> Any:
+    """The array, or what `given` made of it if it is another library's: reading such a one again may copy it again."""
+    return given_ if type(given_) is Lent else array
 
 
 def shape_of(name: str, array: Any, dims: int) -> Tuple[int, ...]:
@@ -74,15 +80,13 @@ def last_of(array: Optional[Any]) -> Optional[int]:
     return ((array[1] if isinstance(array, tuple) else array.shape) or (0,))[-1]
 
 
-def columns(name: str, array: Any, first: int, last: int) -> Any:
-    """[..., first:last] of a tensor of any kind, the same memory."""
+def columns(array: Any, first: int, last: int) -> Any:
+    """[..., first:last] of a tensor of any kind (of `read_once`), the same memory."""
     if is_torch(array) or isinstance(array, numpy.ndarray):
         return array[..., first:last]
-    address, shape, strides, code, bits, keeper = given(name, array)
+    address, shape, strides, code, bits, keeper = array
     part = Lent((address + first * strides[-1] * bits // 8, (*shape[:-1], last - first), strides, code, bits, keeper))
-    if hasattr(array, "__array_namespace__"):
-        part.__array_namespace__ = array.__array_namespace__
-    return part
+    return _of_library(array, part)
 
 
 def int32s(name: str, array: Any) -> numpy.ndarray:
@@ -95,7 +99,7 @@ def int32s(name: str, array: Any) -> numpy.ndarray:
 
 
 def empty(like: Any, shape: Sequence[int], is_f32: bool = False, turned: bool = False) -> Any:
-    """A new tensor of the kind of `like`, of its type or f32. `handed_back` says what the caller gets for it.
+    """A new tensor of the kind of `like` (of `read_once`), of its type or f32. `handed_back` says what the caller gets for it.
 
     turned: a matrix whose columns are contiguous, as FlashMLA gives some; of torch's and numpy's kind only.
     """
@@ -105,20 +109,17 @@ def empty(like: Any, shape: Sequence[int], is_f32: bool = False, turned: bool = 
         return made.T if turned else made
     if isinstance(like, numpy.ndarray):
         return numpy.empty(shape, numpy.float32 if is_f32 else like.dtype, order="F" if turned else "C")
-    code = (2, 32) if is_f32 else given("q", like)[3:5]
+    code = (2, 32) if is_f32 else like[3:5]
     if hasattr(like, "__array_namespace__"):
         return _core.blank(tuple(shape), *code)
     if code not in _numpy_types:
-        raise TypeError(f"q: found {type(like).__name__} of a type that numpy lacks, and no __array_namespace__ to make results with")
+        raise TypeError(f"q: found {like.kind} of a type that numpy lacks, and no __array_namespace__ to make results with")
     return numpy.empty(shape, _numpy_types[code])
 
 
-def handed_back(like: Any, given_: Any, *made: Any) -> Tuple[Any, ...]:
-    """What `empty` made, as the caller gets it: of the library of `like` where it tells which that is, else of numpy.
-
-    given_: what `given` made of `like`.
-    """
-    if type(given_) is not Lent or not hasattr(like, "__array_namespace__"):
+def handed_back(like: Any, *made: Any) -> Tuple[Any, ...]:
+    """What `empty` made for `like`, as the caller gets it: of its library where it tells which that is, else of numpy."""
+    if type(like) is not Lent or not hasattr(like, "__array_namespace__"):
         return made
     library = like.__array_namespace__()
     return tuple(library.from_dlpack(array) for array in made)
@@ -143,6 +144,14 @@ def _fill_codes() -> Dict[Any, Tuple[int, int]]:
              "uint8": (1, 8), "int8": (1, 8), "float8_e4m3fn": (1, 8)}
     _codes.update({getattr(torch, name): code for name, code in names.items() if hasattr(torch, name)})
     return _codes
+
+
+def _of_library(array: Any, lent: Lent) -> Lent:
+    """`lent`, with what results and errors need to know of the array that it is, or is a part, of."""
+    lent.kind = array.kind if type(array) is Lent else type(array).__name__
+    if hasattr(array, "__array_namespace__"):
+        lent.__array_namespace__ = array.__array_namespace__
+    return lent
 
 
 def _given_numpy(name: str, array: numpy.ndarray) -> Any:

@@ -20,7 +20,7 @@ import numpy
 from mla import _core
 from mla._arguments import scale as scale_given
 from mla._arguments import whole
-from mla._arrays import columns, empty, given, given_or_none, handed_back, int32s, is_torch, last_of, shape_of
+from mla._arrays import columns, empty, given, given_or_none, handed_back, int32s, is_torch, last_of, read_once, shape_of
 
 __all__ = ["FlashMLASchedMeta", "get_mla_metadata", "flash_mla_with_kvcache", "flash_mla_sparse_fwd",
            "flash_attn_varlen_func", "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func"]
@@ -92,6 +92,7 @@ def flash_mla_with_kvcache(
     if num_splits is not None:
         raise ValueError("num_splits: expected None")
     q_, cache = given("q", q), given("k_cache", k_cache)
+    q = read_once(q, q_)
     batch, tokens, heads, d = _queries("q", q_, 4)
     blocks, page, kv_heads, _ = shape_of("k_cache", cache, 4)
     named, extra_named = given_or_none("indices", indices), given_or_none("extra_indices_in_kvcache", extra_indices_in_kvcache)
@@ -121,7 +122,7 @@ def flash_mla_with_kvcache(
                             extra_named, given_or_none("extra_topk_length", extra_topk_length), given("out", out), given("lse", lse),
                             scale)
     tile_scheduler_metadata.keep(shapes)
-    return handed_back(q, q_, out, lse)
+    return handed_back(q, out, lse)
 
 
 def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int = 512, attn_sink: Optional[Any] = None,
@@ -133,6 +134,7 @@ def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: in
     attn_sink [h_q] as in flash_mla_with_kvcache. Raises TypeError and ValueError naming the argument.
     """
     q_, kv_ = given("q", q), given("kv", kv)
+    q = read_once(q, q_)
     tokens, heads, d = _queries("q", q_, 3)
     scale = scale_given("sm_scale", sm_scale)
     out = empty(q, (tokens, heads, whole("d_v", d_v, 1, d)))
@@ -140,7 +142,7 @@ def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: in
     _core.sparse_prefill(q_, kv_, given("indices", indices), given_or_none("topk_length", topk_length),
                          given_or_none("attn_sink", attn_sink), given("out", out), given("max_logits", max_logits), given("lse", lse),
                          scale)
-    return handed_back(q, q_, out, max_logits, lse)
+    return handed_back(q, out, max_logits, lse)
 
 
 def flash_attn_varlen_func(
@@ -167,7 +169,8 @@ def flash_attn_varlen_func(
     if is_torch(q):
         offsets = _torch_tensor("cu_seqlens_qo", cu_seqlens_qo), _torch_tensor("cu_seqlens_kv", cu_seqlens_kv)
         return _differentiable().apply(q, k, v, *offsets, scale, bool(causal))
-    return handed_back(q, q_, *_varlen_forward(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal)))
+    q = read_once(q, q_)
+    return handed_back(q, *_varlen_forward(q, k, v, cu_seqlens_qo, cu_seqlens_kv, scale, bool(causal)))
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -176,9 +179,10 @@ def flash_attn_varlen_kvpacked_func(
     is_varlen: bool = True,
 ) -> Tuple[Any, Any]:
     """flash_attn_varlen_func of kv [rows, h_kv, head_dim_qk + d_v]: keys, then values."""
-    width = shape_of("kv", given("kv", kv), 3)[2]
+    kv_ = given("kv", kv)
+    kv, width = read_once(kv, kv_), shape_of("kv", kv_, 3)[2]
     d = whole("head_dim_qk", head_dim_qk, 1, width - 1)
-    return flash_attn_varlen_func(q, columns("kv", kv, 0, d), columns("kv", kv, d, width), cu_seqlens_qo, cu_seqlens_kv,
+    return flash_attn_varlen_func(q, columns(kv, 0, d), columns(kv, d, width), cu_seqlens_qo, cu_seqlens_kv,
                                   max_seqlen_qo, max_seqlen_kv, dropout_p, softmax_scale, causal, deterministic, is_varlen)
 
 
@@ -187,9 +191,10 @@ def flash_attn_varlen_qkvpacked_func(
     softmax_scale: Optional[float] = None, causal: bool = False, deterministic: bool = False, is_varlen: bool = True,
 ) -> Tuple[Any, Any]:
     """flash_attn_varlen_func of qkv [tokens, h, 2 head_dim_qk + d_v]: queries, keys, then values."""
-    width = shape_of("qkv", given("qkv", qkv), 3)[2]
+    qkv_ = given("qkv", qkv)
+    qkv, width = read_once(qkv, qkv_), shape_of("qkv", qkv_, 3)[2]
     d = whole("head_dim_qk", head_dim_qk, 1, (width - 1) // 2)
-    return flash_attn_varlen_func(columns("qkv", qkv, 0, d), columns("qkv", qkv, d, 2 * d), columns("qkv", qkv, 2 * d, width),
+    return flash_attn_varlen_func(columns(qkv, 0, d), columns(qkv, d, 2 * d), columns(qkv, 2 * d, width),
                                   cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale, causal, deterministic,
                                   is_varlen)
 
